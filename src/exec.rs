@@ -1,0 +1,1 @@
+//! The only place where child processes are made.

@@ -1,0 +1,11 @@
+//! kiln bakes node images: from TOML files and one lock to a bootable, verified disk image per role of a K3s cluster.
+
+pub mod debian;
+pub mod digest;
+pub mod error;
+pub mod exec;
+pub mod image;
+pub mod qemu;
+pub mod rootfs;
+pub mod sys;
+pub mod tree;
