@@ -202,7 +202,8 @@ impl Tree {
                 Some(found) if found.is_dir() => break,
                 Some(found) => {
                     let parent = TreePath::new(parent).expect("an ancestor of a valid path is valid");
-                    return Err(TreeError::ParentNotDir { path, parent, owner: found.owner.clone() });
+                    let owner = found.owner.clone();
+                    return Err(TreeError::ParentNotDir { path: path.clone(), parent, owner });
                 }
                 None => missing.push(TreePath::new(parent).expect("an ancestor of a valid path is valid")),
             }
