@@ -7,5 +7,6 @@ pub mod exec;
 pub mod image;
 pub mod qemu;
 pub mod rootfs;
+pub mod store;
 pub mod sys;
 pub mod tree;
