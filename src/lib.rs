@@ -1,5 +1,6 @@
 //! kiln bakes node images: from TOML files and one lock to a bootable, verified disk image per role of a K3s cluster.
 
+pub mod arch;
 pub mod debian;
 pub mod digest;
 pub mod error;
@@ -7,6 +8,7 @@ pub mod exec;
 pub mod image;
 pub mod qemu;
 pub mod rootfs;
+pub mod spec;
 pub mod store;
 pub mod sys;
 pub mod tree;

@@ -1,0 +1,81 @@
+//! TOML mistakes with file, line, caret and a suggestion, as rustc shows them.
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
+use anyhow::Result;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Failure, Kind};
+
+/// Parses the text of the TOML file that people know as `name`. Unknown keys get the nearest known one.
+pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<T> {
+    toml::from_str(text).map_err(|error| explain(name, text, &error).into())
+}
+
+fn explain(name: &str, text: &str, error: &toml::de::Error) -> Failure {
+    let span = error.span().unwrap_or(0..0);
+    let span = span.start.min(text.len())..span.end.clamp(span.start.min(text.len()), text.len());
+    let message = error.message().lines().next().unwrap_or("it cannot be read").to_owned();
+    let title = format!("{name} cannot be used: {message}");
+    let snippet = Snippet::source(text).path(name).annotation(AnnotationKind::Primary.span(span));
+    let rendered = Renderer::plain()
+        .render(&[Group::with_title(Level::ERROR.primary_title(title.clone())).element(snippet)]);
+    // The title is printed by ui like any other error; the lines under it carry the place.
+    let place = rendered.lines().skip(1).collect::<Vec<_>>().join("\n");
+    let mut failure = Failure::new(Kind::Input, format!("{title}\n{place}"));
+    if let Some(near) = suggestion(&message) {
+        failure = failure.hint(format!("did you mean `{near}`?"));
+    }
+    failure
+}
+
+/// serde says: unknown field `x`, expected one of `a`, `b` (or: unknown variant). The nearest of the expected ones, if it
+/// is near enough to be a typing mistake.
+fn suggestion(message: &str) -> Option<String> {
+    let (found, expected) = message.split_once(", expected ")?;
+    if !found.starts_with("unknown ") {
+        return None;
+    }
+    let found = found.split('`').nth(1)?;
+    nearest(found, expected.split('`').skip(1).step_by(2)).map(str::to_owned)
+}
+
+/// The candidate nearest to `word`, if it is near enough to be a typing mistake.
+pub(crate) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .into_iter()
+        .map(|c| (strsim::jaro_winkler(word, c), c))
+        .filter(|(score, _)| *score > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, c)| c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Layer;
+    use super::*;
+
+    #[test]
+    fn an_unknown_key_is_shown_with_line_and_the_nearest_known_one() {
+        let text = "schema = 1\n\n[packages]\ninstal = [\"dash\"]\n";
+        let error = parse::<Layer>("images/node.toml", text).unwrap_err();
+        let failure = error.downcast_ref::<Failure>().unwrap();
+        insta::assert_snapshot!(failure, @r#"
+        images/node.toml cannot be used: unknown field `instal`, expected one of `install`, `remove`, `without`, `provided`
+         --> images/node.toml:4:1
+          |
+        4 | instal = ["dash"]
+          | ^^^^^^
+        "#);
+        assert_eq!(failure.hints(), ["did you mean `install`?"]);
+    }
+
+    #[test]
+    fn a_wrong_type_and_broken_toml_name_the_place() {
+        for (text, place) in
+            [("schema = \"one\"\n", "x.toml:1:10"), ("schema = 1\n[packages\n", "x.toml:2:10")]
+        {
+            let error = parse::<Layer>("x.toml", text).unwrap_err().to_string();
+            assert!(error.contains(place), "{error}");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! Stage 0, what is wanted: the TOML files of a project, read, checked and merged.
+//!
+//! ```text
+//! images/debian.toml     where packages come from: suites, signing keys              [Archive]
+//! images/tools.toml      sets of packages that kiln runs or takes EFI programs from  [Tools]
+//! images/*.toml          layers: packages, files, units, kernel, disk                [Layer]
+//! profiles/*.toml        a role: a layer that `extends` others                       [Profile]
+//! ```
+//!
+//! Merging: the layers named in `extends` are merged in the order they stand there, each after its own `extends`; the file
+//! itself comes last. Of two scalars the later wins; tables are merged key by key; lists are joined, each item once. A
+//! package in `packages.remove` is taken from what earlier layers install.
+
+mod diagnose;
+mod layer;
+mod project;
+
+pub use diagnose::parse;
+pub use layer::{
+    AccountId, Allow, Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer,
+    ModuleFilter, Packages, Role, Size, Units,
+};
+pub use project::{Archive, Profile, Project, Suite, ToolSet, Tools};
+
+/// The version of the TOML files' shape that this kiln reads.
+pub const SCHEMA: u32 = 1;

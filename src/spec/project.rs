@@ -1,0 +1,274 @@
+//! A project: the folder with images/ and profiles/, everything in it read and checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use fs_err as fs;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::diagnose::nearest;
+use super::layer::{FileSpec, Layer, Role};
+use super::{SCHEMA, parse};
+use crate::arch::Arch;
+use crate::error::{Failure, Kind};
+use crate::tree::TreePath;
+
+/// images/debian.toml: where packages come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Archive {
+    /// Version of this file's shape; 1.
+    pub schema: u32,
+    /// Architectures that are locked and can be baked.
+    pub architectures: Vec<Arch>,
+    /// Public keys (files in images/keys/, ASCII armor) that may sign the metadata.
+    pub keys: Vec<String>,
+    /// Primary fingerprints of those keys, 40 or 64 hexadecimal digits; a key file with another key is refused.
+    pub fingerprints: Vec<String>,
+    /// Suites, the preferred one first: of two equal versions the earlier suite's is taken.
+    pub suite: Vec<Suite>,
+}
+
+/// A suite of Debian's archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    /// Folder below `dists/`: `trixie`, `trixie-updates`, `trixie-security`.
+    pub name: String,
+    /// `debian` or `debian-security`: the archive on a mirror, and in the snapshot archive.
+    pub archive: String,
+    /// `main`, `non-free-firmware` …
+    pub components: Vec<String>,
+}
+
+/// images/tools.toml: packages that are not in an image but needed to make, prove or judge one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Tools {
+    /// Version of this file's shape; 1.
+    pub schema: u32,
+    /// Sets by name.
+    pub set: BTreeMap<String, ToolSet>,
+}
+
+/// A set of packages, locked and unpacked together.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ToolSet {
+    /// What the set is for.
+    pub description: String,
+    /// Packages; what they need comes with them.
+    pub packages: Vec<String>,
+    /// Never installed, also not to satisfy a dependency, which then counts as satisfied.
+    #[serde(default)]
+    pub without: Vec<String>,
+    /// Architectures of the packages: those of the images, or those of machines that run kiln.
+    pub architectures: Vec<Arch>,
+    /// Whether Essential packages and dependencies come too. `false` for EFI programs, which need nothing.
+    #[serde(default = "yes")]
+    pub dependencies: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A role with all its layers merged.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Profile {
+    /// File name in profiles/ without `.toml`.
+    pub name: String,
+    /// The merged layers.
+    pub layer: Layer,
+    /// Bytes of all `source` files, by absolute path in the image.
+    #[serde(skip)]
+    pub sources: BTreeMap<String, Vec<u8>>,
+}
+
+/// Everything a project says.
+#[derive(Debug, Clone)]
+pub struct Project {
+    /// The folder with images/ and profiles/.
+    pub dir: PathBuf,
+    /// Where packages come from.
+    pub archive: Archive,
+    /// Sets of tools.
+    pub tools: Tools,
+    /// All profiles by name.
+    pub profiles: BTreeMap<String, Profile>,
+}
+
+impl Project {
+    /// Looks for a project in `start` and the folders above it, as cargo and git do.
+    pub fn find(start: &Path) -> Result<PathBuf> {
+        let start = std::path::absolute(start).context("making the project folder absolute")?;
+        let is_project =
+            |dir: &&Path| dir.join("images/debian.toml").is_file() && dir.join("profiles").is_dir();
+        start.ancestors().find(is_project).map(Path::to_owned).ok_or_else(|| {
+            Failure::new(Kind::Input, format!("no kiln project in {} or above it", start.display()))
+                .hint("a project has images/debian.toml and profiles/; `kiln init DIR` writes one")
+                .into()
+        })
+    }
+
+    /// Reads and checks all TOML files of the project in `dir`.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let archive: Archive = read(dir, "images/debian.toml")?;
+        check_schema("images/debian.toml", archive.schema)?;
+        if archive.suite.is_empty() || archive.architectures.is_empty() || archive.keys.is_empty() {
+            let text = "images/debian.toml: `suite`, `architectures` and `keys` must not be empty";
+            return Err(Failure::new(Kind::Input, text).into());
+        }
+        let tools: Tools = read(dir, "images/tools.toml")?;
+        check_schema("images/tools.toml", tools.schema)?;
+        let mut profiles = BTreeMap::new();
+        for entry in fs::read_dir(dir.join("profiles"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "toml") {
+                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                profiles.insert(name.clone(), Profile::load(dir, &name)?);
+            }
+        }
+        if profiles.is_empty() {
+            return Err(Failure::new(Kind::Input, format!("{}/profiles has no profile", dir.display()))
+                .hint("write profiles/server.toml, or see `kiln init DIR` for an example")
+                .into());
+        }
+        Ok(Project { dir: dir.to_owned(), archive, tools, profiles })
+    }
+
+    /// The profile `name`, with near names if there is none.
+    pub fn profile(&self, name: &str) -> Result<&Profile> {
+        self.profiles.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.profiles.keys().map(String::as_str).collect();
+            let mut failure = Failure::new(Kind::Input, format!("there is no profile `{name}` in profiles/"));
+            if let Some(near) = nearest(name, known.iter().copied()) {
+                failure = failure.hint(format!("did you mean `{near}`?"));
+            }
+            failure.hint(format!("profiles: {}, or `all`", known.join(", "))).into()
+        })
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
+    parse(name, &fs::read_to_string(dir.join(name)).map_err(|e| missing(name, e))?)
+}
+
+fn missing(name: &str, error: std::io::Error) -> Failure {
+    Failure::new(Kind::Input, format!("{name} cannot be read")).because(error)
+}
+
+fn check_schema(name: &str, schema: u32) -> Result<()> {
+    if schema == SCHEMA {
+        return Ok(());
+    }
+    Err(Failure::new(Kind::Input, format!("{name} has schema {schema}, this kiln reads schema {SCHEMA}"))
+        .hint("use the kiln that the file was written for")
+        .into())
+}
+
+impl Profile {
+    fn load(dir: &Path, name: &str) -> Result<Self> {
+        let mut profile =
+            Profile { name: name.to_owned(), layer: Layer::default(), sources: BTreeMap::new() };
+        let mut stack = Vec::new();
+        profile.add(dir, &format!("profiles/{name}.toml"), &mut stack, &mut BTreeSet::new())?;
+        let file = format!("profiles/{name}.toml");
+        if profile.layer.role.is_none() {
+            return Err(Failure::new(Kind::Input, format!("{file} has no role"))
+                .hint("write `role = \"server\"` or `role = \"agent\"`")
+                .into());
+        }
+        if profile.layer.kernel.flavour.is_none() {
+            return Err(Failure::new(Kind::Input, format!("{file} and its layers choose no kernel"))
+                .hint("write `kernel.flavour = \"cloud\"` or `\"metal\"`")
+                .into());
+        }
+        Ok(profile)
+    }
+
+    fn add(
+        &mut self,
+        dir: &Path,
+        file: &str,
+        stack: &mut Vec<String>,
+        done: &mut BTreeSet<String>,
+    ) -> Result<()> {
+        if stack.iter().any(|f| f == file) {
+            let chain = stack.join(" extends ");
+            return Err(Failure::new(Kind::Input, format!("{chain} extends {file}: a circle")).into());
+        }
+        if !done.insert(file.to_owned()) {
+            return Ok(());
+        }
+        let layer: Layer = match fs::read_to_string(dir.join(file)) {
+            Ok(text) => parse(file, &text)?,
+            Err(error) => {
+                let mut failure = missing(file, error);
+                if let Some(from) = stack.last() {
+                    failure = failure.hint(format!("{from} extends it"));
+                }
+                return Err(failure.into());
+            }
+        };
+        check_schema(file, layer.schema)?;
+        stack.push(file.to_owned());
+        for base in &layer.extends {
+            self.add(dir, &format!("images/{base}.toml"), stack, done)?;
+        }
+        stack.pop();
+        let folder = Path::new(file).parent().unwrap_or(Path::new(""));
+        for (path, spec) in &layer.files {
+            check_file(file, path, spec)?;
+            self.sources.remove(path);
+            if let Some(source) = &spec.source {
+                let from = dir.join(folder).join(source);
+                let bytes = fs::read(&from).with_context(|| format!("{file}: the source of {path}"))?;
+                self.sources.insert(path.clone(), bytes);
+            }
+        }
+        self.layer.merge(layer);
+        Ok(())
+    }
+
+    /// The role; [`Project::load`] made sure that there is one.
+    pub fn role(&self) -> Role {
+        self.layer.role.expect("a loaded profile has a role")
+    }
+
+    /// What the profile wants to be installed, the kernel included, for `arch`; sorted, each once.
+    pub fn wants(&self, arch: Arch) -> Vec<String> {
+        let flavour = self.layer.kernel.flavour.expect("a loaded profile has a kernel");
+        let kernel = match flavour {
+            super::Flavour::Cloud => format!("linux-image-cloud-{arch}"),
+            super::Flavour::Metal => format!("linux-image-{arch}"),
+        };
+        let set: BTreeSet<String> = self.layer.packages.install.iter().cloned().chain([kernel]).collect();
+        set.into_iter().collect()
+    }
+}
+
+fn check_file(file: &str, path: &str, spec: &FileSpec) -> Result<()> {
+    let refuse = |why: String| Err(Failure::new(Kind::Input, format!("{file}: file `{path}`: {why}")).into());
+    let Some(inner) = path.strip_prefix('/') else {
+        return refuse("the path must be absolute".to_owned());
+    };
+    if let Err(e) = TreePath::new(inner) {
+        return refuse(e.to_string());
+    }
+    let ways = [spec.text.is_some(), spec.source.is_some(), spec.link.is_some(), spec.dir == Some(true)];
+    if ways.iter().filter(|w| **w).count() != 1 {
+        return refuse("exactly one of `text`, `source`, `link` and `dir = true` must be there".to_owned());
+    }
+    if spec.link.is_some() && spec.mode.is_some() {
+        return refuse("a link has no mode".to_owned());
+    }
+    if let Some(mode) = &spec.mode
+        && u32::from_str_radix(mode, 8).map_or(true, |m| m > 0o7777)
+    {
+        return refuse(format!("`{mode}` is no mode: write octal digits such as \"0644\""));
+    }
+    Ok(())
+}
