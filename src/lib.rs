@@ -1,10 +1,12 @@
 //! kiln bakes node images: from TOML files and one lock to a bootable, verified disk image per role of a K3s cluster.
 
 pub mod arch;
+pub mod config;
 pub mod debian;
 pub mod digest;
 pub mod error;
 pub mod exec;
+pub mod fetch;
 pub mod image;
 pub mod qemu;
 pub mod rootfs;
@@ -12,3 +14,4 @@ pub mod spec;
 pub mod store;
 pub mod sys;
 pub mod tree;
+pub mod ui;

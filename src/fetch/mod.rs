@@ -1,0 +1,320 @@
+//! Stage 2, fetch: bytes from outside into the store, by digest.
+//!
+//! A [`Request`] names bytes by digest and length and says where they may be had. [`Fetcher::fetch`] tries the places in
+//! turn, resumes what an earlier try left in the store's `partial` folder, hashes while the bytes stream in, and publishes only
+//! what has the right digest. A place that cannot be reached is not asked again in the same run.
+//!
+//! The other half of the network, signed metadata for `kiln update`, uses [`Fetcher::get`].
+
+mod mirrors;
+
+pub use mirrors::{Mirrors, SNAPSHOT};
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Seek, Write};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use fs_err as fs;
+use reqwest::StatusCode;
+use reqwest::blocking::{Client, Response};
+
+use crate::digest::{Digest, Hasher};
+use crate::error::{Failure, Kind};
+use crate::store::Store;
+use crate::sys;
+use crate::ui::{Ui, human_bytes, human_time};
+
+/// No byte for so long: the place counts as stalled and the next one is asked.
+const STALL: Duration = Duration::from_secs(20);
+/// No connection for so long: the place counts as unreachable.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Downloads at once. Mirrors serve one connection at tens of MB/s; a few hide the latency of many small packages.
+const CONNECTIONS: usize = 6;
+/// Tries per place when it breaks off in the middle.
+const TRIES: u32 = 3;
+
+/// Bytes that are wanted.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What people call it.
+    pub name: String,
+    /// Their digest.
+    pub sha256: Digest,
+    /// Their length.
+    pub size: u64,
+    /// Where they may be had, the best place first.
+    pub urls: Vec<String>,
+}
+
+/// Why a request was not served by any place; found in the error chain by who knows a remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{name} could not be fetched")]
+pub struct NotFetched {
+    /// What was wanted.
+    pub name: String,
+    /// Every place said that it does not have it (any more).
+    pub gone: bool,
+}
+
+/// A connection pool with memory of which hosts are down.
+#[derive(Debug)]
+pub struct Fetcher<'a> {
+    store: &'a Store,
+    ui: &'a Ui,
+    client: Client,
+    down: Mutex<BTreeMap<String, String>>,
+}
+
+/// What one place answered.
+enum Answer {
+    Done,
+    /// It does not have it: 404 or 410.
+    Gone(String),
+    /// Try the next place; the text says why.
+    Failed(String),
+}
+
+impl<'a> Fetcher<'a> {
+    /// A fetcher that puts things in `store`.
+    pub fn new(store: &'a Store, ui: &'a Ui) -> Result<Self> {
+        // A second call finds the provider installed already, which is as good.
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let client = Client::builder()
+            .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .timeout(STALL)
+            .build()
+            .context("setting up the HTTP client")?;
+        Ok(Fetcher { store, ui, client, down: Mutex::default() })
+    }
+
+    /// Brings everything in `requests` that the store does not have yet, several at once. All are tried even if one fails;
+    /// the first failure in the order of `requests` is the error.
+    pub fn fetch(&self, requests: &[Request]) -> Result<()> {
+        let missing: Vec<&Request> =
+            requests.iter().filter(|r| self.store.object(r.sha256, r.size).is_none()).collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let started = std::time::Instant::now();
+        let total: u64 = missing.iter().map(|r| r.size).sum();
+        let bar = self.ui.bytes_bar("Fetching", total);
+        let next = AtomicUsize::new(0);
+        let failures = Mutex::new(BTreeMap::new());
+        std::thread::scope(|scope| {
+            for _ in 0..CONNECTIONS.min(missing.len()) {
+                scope.spawn(|| {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(request) = missing.get(index) else { break };
+                        bar.message(request.name.clone());
+                        if let Err(error) = self.one(request, &|n| bar.inc(n)) {
+                            failures.lock().expect("no holder panics").insert(index, error);
+                        }
+                    }
+                });
+            }
+        });
+        drop(bar);
+        let failures = failures.into_inner().expect("no holder panics");
+        let failed = failures.len();
+        if let Some((_, error)) = failures.into_iter().next() {
+            sys::check_interrupt()?;
+            return Err(if failed > 1 {
+                error.context(format!("{failed} of {} downloads failed", missing.len()))
+            } else {
+                error
+            });
+        }
+        let (size, time) = (human_bytes(total), human_time(started.elapsed()));
+        self.ui.status("Fetched", format!("{} files, {size} in {time}", missing.len()));
+        Ok(())
+    }
+
+    fn one(&self, request: &Request, progress: &dyn Fn(u64)) -> Result<()> {
+        let _lock = self.store.object_lock(request.sha256)?;
+        if self.store.object(request.sha256, request.size).is_some() {
+            progress(request.size);
+            return Ok(());
+        }
+        let mut answers = Vec::new();
+        let mut gone = !request.urls.is_empty();
+        for url in &request.urls {
+            sys::check_interrupt()?;
+            if let Some(why) = self.down.lock().expect("no holder panics").get(&host(url)) {
+                answers.push(format!("{url}: {why}"));
+                gone = false;
+                continue;
+            }
+            let mut tries = 0;
+            loop {
+                tries += 1;
+                match self.from(request, url, progress)? {
+                    Answer::Done => return Ok(()),
+                    Answer::Gone(why) => answers.push(format!("{url}: {why}")),
+                    Answer::Failed(why) => {
+                        sys::check_interrupt()?;
+                        tracing::debug!(url, why, tries, "download failed");
+                        if tries < TRIES
+                            && !self.down.lock().expect("no holder panics").contains_key(&host(url))
+                        {
+                            continue;
+                        }
+                        gone = false;
+                        answers.push(format!("{url}: {why}"));
+                    }
+                }
+                break;
+            }
+        }
+        if request.urls.is_empty() {
+            answers.push("no place to fetch it from is known".to_owned());
+        }
+        let error = NotFetched { name: request.name.clone(), gone };
+        Err(Failure::new(Kind::Fetch, answers.join("\n             ")).because(error).into())
+    }
+
+    /// One try at one place. Only trouble with the store is an `Err`.
+    fn from(&self, request: &Request, url: &str, progress: &dyn Fn(u64)) -> Result<Answer> {
+        let path = self.store.partial_path(request.sha256);
+        let mut file = fs::OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+        let mut hasher = Hasher::new();
+        let mut buffer = vec![0; 128 * 1024];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => break,
+                n => hasher.update(&buffer[..n]),
+            }
+        }
+        if hasher.len() >= request.size
+            && (hasher.len() > request.size || hasher.clone().finish() != request.sha256)
+        {
+            restart(&mut file, &mut hasher)?;
+        }
+        if hasher.len() < request.size {
+            let mut query = self.client.get(url);
+            if !hasher.is_empty() {
+                query = query.header("Range", format!("bytes={}-", hasher.len()));
+            }
+            let mut response = match query.send() {
+                Ok(response) => response,
+                Err(error) => {
+                    let why = reason(&error);
+                    if error.is_connect() || error.is_timeout() {
+                        self.down.lock().expect("no holder panics").insert(host(url), why.clone());
+                    }
+                    return Ok(Answer::Failed(why));
+                }
+            };
+            match response.status() {
+                StatusCode::PARTIAL_CONTENT if range_start(&response) == Some(hasher.len()) => {}
+                StatusCode::OK => restart(&mut file, &mut hasher)?,
+                StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::PARTIAL_CONTENT => {
+                    restart(&mut file, &mut hasher)?;
+                    return Ok(Answer::Failed("it could not resume the download".to_owned()));
+                }
+                status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
+                    return Ok(Answer::Gone(format!("{status}")));
+                }
+                status => return Ok(Answer::Failed(format!("{status}"))),
+            }
+            while hasher.len() < request.size {
+                sys::check_interrupt()?;
+                match response.read(&mut buffer) {
+                    Ok(0) => {
+                        let (got, want) = (hasher.len(), request.size);
+                        return Ok(Answer::Failed(format!("it broke off after {got} of {want} bytes")));
+                    }
+                    Ok(n) => {
+                        let room = usize::try_from(request.size - hasher.len()).unwrap_or(usize::MAX);
+                        let n = n.min(room);
+                        file.write_all(&buffer[..n])?;
+                        hasher.update(&buffer[..n]);
+                        progress(n as u64);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Ok(Answer::Failed(format!("reading stopped: {error}"))),
+                }
+            }
+            // One byte more than the lock says is another file, whatever its beginning hashes to.
+            if matches!(response.read(&mut buffer[..1]), Ok(n) if n > 0) {
+                restart(&mut file, &mut hasher)?;
+                return Ok(Answer::Failed(format!(
+                    "it sends more than the {} bytes that the lock says",
+                    request.size
+                )));
+            }
+        }
+        let found = hasher.clone().finish();
+        if found != request.sha256 {
+            restart(&mut file, &mut hasher)?;
+            let (want, got) = (request.sha256.short(), found.short());
+            return Ok(Answer::Failed(format!(
+                "wrong digest: the lock says {want}…, these bytes have {got}…"
+            )));
+        }
+        drop(file);
+        self.store.publish_object(request.sha256, &path)?;
+        Ok(Answer::Done)
+    }
+
+    /// A small text by URL, for signed metadata: nothing is trusted because of where it came from. At most `limit` bytes.
+    pub fn get(&self, url: &str, limit: u64) -> Result<Vec<u8>> {
+        if let Some(why) = self.down.lock().expect("no holder panics").get(&host(url)) {
+            return Err(Failure::new(Kind::Fetch, format!("{url}: {why}")).into());
+        }
+        let fail = |why: String| Failure::new(Kind::Fetch, format!("{url}: {why}"));
+        let response = self.client.get(url).send().map_err(|error| {
+            let why = reason(&error);
+            if error.is_connect() || error.is_timeout() {
+                self.down.lock().expect("no holder panics").insert(host(url), why.clone());
+            }
+            fail(why)
+        })?;
+        if !response.status().is_success() {
+            return Err(fail(response.status().to_string()).into());
+        }
+        let mut bytes = Vec::new();
+        response
+            .take(limit + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| fail(format!("reading stopped: {e}")))?;
+        if bytes.len() as u64 > limit {
+            return Err(fail(format!("it sends more than {limit} bytes")).into());
+        }
+        Ok(bytes)
+    }
+}
+
+fn restart(file: &mut fs::File, hasher: &mut Hasher) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    *hasher = Hasher::new();
+    Ok(())
+}
+
+/// Scheme, host and port of a URL.
+fn host(url: &str) -> String {
+    url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/")
+}
+
+/// The innermost cause: reqwest's own words repeat the URL.
+fn reason(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "it did not answer in time".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+/// Where a 206 answer starts, from `Content-Range: bytes 5-9/10`.
+fn range_start(response: &Response) -> Option<u64> {
+    let value = response.headers().get("content-range")?.to_str().ok()?;
+    value.strip_prefix("bytes ")?.split('-').next()?.parse().ok()
+}

@@ -1,0 +1,211 @@
+//! The only place that prints: status and progress to stderr, results to stdout.
+//!
+//! On a terminal, steps under way are drawn as live lines below the finished ones; elsewhere only plain lines come, and no
+//! control codes. With `--quiet` only errors come. Results (`--json` too) go to stdout and are never mixed with progress.
+
+use std::borrow::Cow;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::error::{Report, report};
+
+/// Width of the word in front of a status line; cargo's.
+const WORD: usize = 12;
+
+/// How much is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verbosity {
+    /// Only errors.
+    Quiet,
+    /// What a person wants to know.
+    Normal,
+    /// Every step with its reason.
+    Verbose,
+}
+
+/// The door to the terminal. Shared by all threads of a run.
+#[derive(Debug)]
+pub struct Ui {
+    verbosity: Verbosity,
+    json: bool,
+    live: bool,
+    bars: MultiProgress,
+}
+
+impl Ui {
+    /// `json`: results are one JSON object, and so are errors.
+    pub fn new(verbosity: Verbosity, json: bool) -> Self {
+        let live = std::io::stderr().is_terminal() && verbosity != Verbosity::Quiet;
+        let target = if live { ProgressDrawTarget::stderr_with_hz(12) } else { ProgressDrawTarget::hidden() };
+        Ui { verbosity, json, live, bars: MultiProgress::with_draw_target(target) }
+    }
+
+    /// Whether results are asked for as JSON.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
+    /// Whether a person watches a terminal.
+    pub fn live(&self) -> bool {
+        self.live
+    }
+
+    /// A finished or beginning step: a word (`Fetched`) and what it was about.
+    pub fn status(&self, word: &str, text: impl AsRef<str>) {
+        if self.verbosity != Verbosity::Quiet {
+            self.line(word, AnsiColor::Green, text.as_ref());
+        }
+    }
+
+    /// As [`Ui::status`], only with `-v`.
+    pub fn detail(&self, word: &str, text: impl AsRef<str>) {
+        if self.verbosity == Verbosity::Verbose {
+            self.line(word, AnsiColor::Cyan, text.as_ref());
+        }
+    }
+
+    /// Something that a person should know although the work goes on.
+    pub fn warn(&self, text: impl AsRef<str>) {
+        if self.verbosity != Verbosity::Quiet {
+            self.line("warning", AnsiColor::Yellow, text.as_ref());
+        }
+    }
+
+    fn line(&self, word: &str, color: AnsiColor, text: &str) {
+        let style = Style::new().bold().fg_color(Some(color.into()));
+        self.to_stderr(&format!("{style}{word:>WORD$}{style:#} {text}"));
+    }
+
+    /// Writing to a closed stderr or stdout is nobody's error: who closed it does not want to know.
+    fn to_stderr(&self, line: &str) {
+        self.bars.suspend(|| {
+            let mut stderr = anstream::stderr().lock();
+            writeln!(stderr, "{line}").ok();
+        });
+    }
+
+    /// A line of result text, to stdout.
+    pub fn result(&self, text: impl AsRef<str>) {
+        self.bars.suspend(|| {
+            let mut stdout = anstream::stdout().lock();
+            writeln!(stdout, "{}", text.as_ref()).ok();
+        });
+    }
+
+    /// Raw bytes of a result (man page, completion script, console), to stdout.
+    pub fn raw(&self, bytes: &[u8]) {
+        let mut stdout = std::io::stdout().lock();
+        stdout.write_all(bytes).and_then(|()| stdout.flush()).ok();
+    }
+
+    /// A result as JSON, one object, to stdout.
+    pub fn result_json(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        self.result(serde_json::to_string_pretty(value)?);
+        Ok(())
+    }
+
+    /// Prints an error: `error:`, the causes, the remedies. Returns what was printed as data.
+    pub fn error(&self, error: &anyhow::Error) -> Report {
+        let report = report(error);
+        let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+        let cyan = Style::new().bold().fg_color(Some(AnsiColor::Cyan.into()));
+        let mut chain = report.chain.iter();
+        self.to_stderr(&format!("{red}error{red:#}: {}", chain.next().map_or("unknown", String::as_str)));
+        for cause in chain {
+            self.to_stderr(&format!("  caused by: {cause}"));
+        }
+        for hint in &report.hints {
+            self.to_stderr(&format!("{cyan}hint{cyan:#}: {hint}"));
+        }
+        if self.json {
+            #[derive(Serialize)]
+            struct Object<'a> {
+                error: &'a [String],
+                kind: &'a str,
+                hints: &'a [String],
+            }
+            let object = Object { error: &report.chain, kind: report.kind.word(), hints: &report.hints };
+            self.result(serde_json::to_string(&object).unwrap_or_default());
+        }
+        report
+    }
+
+    /// A live line for something with a known amount of bytes; vanishes when dropped.
+    pub fn bytes_bar(&self, word: &str, total: u64) -> Bar {
+        let template = format!(
+            "{{prefix:>{WORD}.bold.cyan}} [{{bar:28.cyan/dim}}] {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{wide_msg:.dim}}"
+        );
+        self.bar(word, total, &template)
+    }
+
+    /// A live line for a number of items; vanishes when dropped.
+    pub fn count_bar(&self, word: &str, total: u64) -> Bar {
+        let template =
+            format!("{{prefix:>{WORD}.bold.cyan}} [{{bar:28.cyan/dim}}] {{pos}}/{{len}} {{wide_msg:.dim}}");
+        self.bar(word, total, &template)
+    }
+
+    /// A live line for a step of unknown length; vanishes when dropped.
+    pub fn spinner(&self, word: &str, message: impl Into<Cow<'static, str>>) -> Bar {
+        let bar = self.bar(
+            word,
+            0,
+            &format!("{{prefix:>{WORD}.bold.cyan}} {{spinner}} {{elapsed}} {{wide_msg:.dim}}"),
+        );
+        bar.inner.set_message(message);
+        bar.inner.enable_steady_tick(Duration::from_millis(120));
+        bar
+    }
+
+    fn bar(&self, word: &str, total: u64, template: &str) -> Bar {
+        let style = ProgressStyle::with_template(template)
+            .expect("the templates of ui are valid")
+            .progress_chars("=> ");
+        let bar = self.bars.add(ProgressBar::new(total).with_style(style).with_prefix(word.to_owned()));
+        bar.tick();
+        Bar { inner: bar }
+    }
+}
+
+/// A live line; see [`Ui::bytes_bar`].
+#[derive(Debug)]
+pub struct Bar {
+    inner: ProgressBar,
+}
+
+impl Bar {
+    /// So much more is done.
+    pub fn inc(&self, amount: u64) {
+        self.inner.inc(amount);
+    }
+
+    /// What is worked on now.
+    pub fn message(&self, text: impl Into<Cow<'static, str>>) {
+        self.inner.set_message(text);
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.inner.finish_and_clear();
+    }
+}
+
+/// Bytes for people: `31.4 MB` (decimal, as disks are sold).
+pub fn human_bytes(bytes: u64) -> String {
+    indicatif::DecimalBytes(bytes).to_string()
+}
+
+/// A duration for people: `3.2 s`, `2 m 05 s`.
+pub fn human_time(time: Duration) -> String {
+    let seconds = time.as_secs_f64();
+    if seconds < 60.0 {
+        format!("{seconds:.1} s")
+    } else {
+        format!("{} m {:02} s", time.as_secs() / 60, time.as_secs() % 60)
+    }
+}
