@@ -8,6 +8,7 @@ pub mod error;
 pub mod exec;
 pub mod fetch;
 pub mod image;
+pub mod lock;
 pub mod qemu;
 pub mod rootfs;
 pub mod spec;

@@ -1,0 +1,13 @@
+//! Stage 1, exact: `images/kiln.lock` names every package of every profile and tool by digest.
+//!
+//! `kiln update` writes it ([`resolve`], the only user of the network besides [`crate::fetch`]); everything else reads it
+//! ([`Lock::load`]) and stops if it does not fit the TOML files ([`Lock::check`]). The file is TOML in a stable order and carries
+//! the digest of its own text, so a hand that edits it is noticed.
+
+mod check;
+mod file;
+mod wanted;
+
+pub use check::Locked;
+pub use file::{Lock, LockedPackage, LockedSet, LockedSuite};
+pub use wanted::{SetId, SetKind, Want, wants};
