@@ -13,6 +13,8 @@
 
 pub mod control;
 pub mod deb;
+pub mod index;
+pub mod relation;
 mod tarball;
 pub mod version;
 
