@@ -16,3 +16,4 @@ pub mod store;
 pub mod sys;
 pub mod tree;
 pub mod ui;
+pub mod unpack;

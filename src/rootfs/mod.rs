@@ -1,1 +1,4 @@
-//! rootfs
+//! Stage 3, compose.
+
+pub mod elf;
+pub mod step;

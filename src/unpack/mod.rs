@@ -1,0 +1,225 @@
+//! Stage: packages to trees.
+//!
+//! Each .deb becomes a step of the store: a *pack* (`data`, the contents of its files one behind the other) and `package.json` (the
+//! metadata tree with offsets into the pack, what the control file says, and facts about programs that checks need). Unpacked
+//! once ever, whatever profile asks. The .deb's digest is checked again while it is read, so a damaged object is found here.
+
+mod pack;
+
+pub use pack::{Pack, PackWriter};
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use anyhow::{Context, Result};
+use fs_err as fs;
+use serde::{Deserialize, Serialize};
+
+use crate::debian::deb::{self, Limits, Node, Sink};
+use crate::digest::{Digest, Hashing};
+use crate::error::{Failure, Kind};
+use crate::lock::LockedPackage;
+use crate::rootfs::elf::{self, Elf};
+use crate::store::{Miss, StepKey, Store};
+use crate::tree::{Content, Entry, Kind as NodeKind, Meta, Tree, TreePath};
+
+/// Version of this step's code.
+const VERSION: u32 = 1;
+
+/// What the control file of a package says, as far as later stages ask.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Info {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Its architecture or `all`.
+    pub arch: String,
+    /// The source package, with its version in parentheses if that differs.
+    pub source: Option<String>,
+    /// First line of the description.
+    pub summary: Option<String>,
+    /// Depends and Pre-Depends, joined by commas.
+    pub depends: String,
+    /// Provides.
+    pub provides: String,
+    /// Maintainer scripts that it has and that are never run.
+    pub scripts: Vec<String>,
+}
+
+/// What the checks want to know of a program, found once while unpacking.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fact {
+    /// An ELF file.
+    Elf(Elf),
+    /// A script, with the absolute path of its interpreter and, for `env`, the program that env starts.
+    Script(elf::Shebang),
+    /// A file that begins as ELF and is none; the text says why.
+    Damaged(String),
+}
+
+/// A package as the later stages see it.
+#[derive(Debug)]
+pub struct Unpacked {
+    /// What its control file says.
+    pub info: Info,
+    /// Its files.
+    pub tree: Tree,
+    /// Facts about its programs.
+    pub facts: BTreeMap<TreePath, Fact>,
+    /// Digest of `package.json`: stands for the whole package in step keys.
+    pub digest: Digest,
+    /// Its place in the store, relative.
+    pub path: String,
+    /// Why it was unpacked now; `None` if it was there.
+    pub miss: Option<Miss>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    info: Info,
+    tree: Tree,
+    facts: BTreeMap<TreePath, Fact>,
+}
+
+/// The .deb in the store does not have its digest any more.
+#[derive(Debug, thiserror::Error)]
+#[error("the object of {0} in the store is damaged")]
+pub struct DamagedObject(pub String);
+
+/// Unpacks `package`, whose .deb must be in the store, with `threads` threads for large payloads.
+pub fn unpack(store: &Store, package: &LockedPackage, threads: u32) -> Result<Unpacked> {
+    let key = StepKey::new("unpack", &package.name, VERSION)
+        .input("deb", package.sha256)
+        .input("arch", &package.arch);
+    let outcome = store
+        .step(
+            &key,
+            |miss| tracing::debug!(package = package.name, %miss, "unpack"),
+            |staging| {
+                let path = store
+                    .object(package.sha256, package.size)
+                    .with_context(|| format!("{} is not in the store", package.title()))?;
+                let file = fs::File::open(path)?;
+                let mut reader = Hashing::new(io::BufReader::with_capacity(256 * 1024, file));
+                let mut unpacker =
+                    Unpacker { pack: PackWriter::create(&staging.file("data"))?, tree: Tree::new() };
+                let limits = Limits { threads, ..Limits::default() };
+                let read = deb::read(&mut reader, &limits, &mut unpacker);
+                // Read to the end in any case: if the bytes are not those of the lock, that is the error, not its consequence.
+                io::copy(&mut reader, &mut io::sink())?;
+                let (_, digest, _) = reader.finish();
+                if digest != package.sha256 {
+                    return Err(DamagedObject(package.title()).into());
+                }
+                let control = read.map_err(|e| {
+                    Failure::new(Kind::Input, format!("{} cannot be unpacked", package.title())).because(e)
+                })?;
+                if (control.package.as_str(), control.architecture.as_str())
+                    != (package.name.as_str(), package.arch.as_str())
+                {
+                    let text =
+                        format!("{} holds {} {}", package.title(), control.package, control.architecture);
+                    return Err(Failure::new(Kind::Input, text).into());
+                }
+                let pack = unpacker.pack.finish()?;
+                let mut tree = unpacker.tree;
+                pack.attach(&mut tree);
+                let facts = facts(&tree)?;
+                let get = |name: &str| control.get(name).map(str::to_owned);
+                let depends =
+                    [get("Pre-Depends"), get("Depends")].into_iter().flatten().collect::<Vec<_>>().join(", ");
+                let info = Info {
+                    name: control.package.clone(),
+                    version: control.version.to_string(),
+                    arch: control.architecture.clone(),
+                    source: get("Source"),
+                    summary: get("Description").and_then(|d| d.lines().next().map(str::to_owned)),
+                    depends,
+                    provides: get("Provides").unwrap_or_default(),
+                    scripts: control.scripts.clone(),
+                };
+                fs::write(staging.file("package.json"), serde_json::to_vec(&Stored { info, tree, facts })?)?;
+                Ok(vec![store.relative(&store.object_path(package.sha256))])
+            },
+        )
+        .with_context(|| format!("unpacking {}", package.name))?;
+    let text = fs::read(outcome.dir.file("package.json"))?;
+    let Stored { info, mut tree, facts } = serde_json::from_slice(&text).map_err(|e| {
+        Failure::new(Kind::Store, format!("{} is damaged", outcome.dir.path().display()))
+            .hint("run `kiln store verify --repair`")
+            .because(e)
+    })?;
+    Pack::open(&outcome.dir.file("data"))?.attach(&mut tree);
+    let owner: std::sync::Arc<str> = info.name.as_str().into();
+    for (_, entry) in tree.iter_mut() {
+        entry.owner = owner.clone();
+    }
+    Ok(Unpacked {
+        info,
+        tree,
+        facts,
+        digest: outcome.dir.digest("package.json")?,
+        path: store.relative(outcome.dir.path()),
+        miss: outcome.miss,
+    })
+}
+
+struct Unpacker {
+    pack: PackWriter,
+    tree: Tree,
+}
+
+impl Sink for Unpacker {
+    fn entry(&mut self, path: TreePath, meta: Meta, node: Node<'_>) -> io::Result<()> {
+        let kind = match node {
+            Node::Dir => NodeKind::Dir,
+            Node::File { size, reader } => NodeKind::File(self.pack.add(reader.take(size), size)?),
+            Node::HardLink { target } => match self.tree.get(&target).map(|e| e.kind.clone()) {
+                Some(kind @ NodeKind::File(_)) => kind,
+                _ => {
+                    return Err(io::Error::other(format!(
+                        "hard link to {target}, which is no file before it"
+                    )));
+                }
+            },
+            Node::Symlink { target } => NodeKind::Symlink { target },
+            Node::Char { major, minor } => NodeKind::Char { major, minor },
+            Node::Block { major, minor } => NodeKind::Block { major, minor },
+            Node::Fifo => NodeKind::Fifo,
+        };
+        // The owner is the package for every entry; it is left out of the file and set on reading.
+        let entry = Entry { meta, kind, owner: "".into() };
+        self.tree.insert(path, entry).map(drop).map_err(io::Error::other)
+    }
+}
+
+/// Looks at the head of every file and reads those that are programs.
+fn facts(tree: &Tree) -> Result<BTreeMap<TreePath, Fact>> {
+    let mut facts = BTreeMap::new();
+    for (path, entry) in tree.iter() {
+        let Some(content) = entry.content() else { continue };
+        if let Some(fact) = fact(content).with_context(|| format!("reading /{path}"))? {
+            facts.insert(path.clone(), fact);
+        }
+    }
+    Ok(facts)
+}
+
+/// The fact about one file, if there is one.
+pub fn fact(content: &Content) -> io::Result<Option<Fact>> {
+    let mut head = [0; 256];
+    let n = usize::try_from(content.size()).unwrap_or(usize::MAX).min(head.len());
+    content.read_exact_at(&mut head[..n], 0)?;
+    if head[..n].starts_with(b"#!") {
+        return Ok(elf::shebang(&head[..n]).map(Fact::Script));
+    }
+    if !head[..n].starts_with(b"\x7fELF") {
+        return Ok(None);
+    }
+    Ok(match elf::read(&content.read()?) {
+        Ok(facts) => facts.map(Fact::Elf),
+        Err(error) => Some(Fact::Damaged(error.to_string())),
+    })
+}
