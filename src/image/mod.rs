@@ -1,5 +1,6 @@
 //! image
 pub mod cpio;
+pub mod fat;
 pub mod gpt;
 mod sparse;
 pub mod verity;
