@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! headers   the stub's, with more entries in the section table
-//! .text ... the stub's own sections, .sbat among them, as they are
+//! .text ... the stub's own sections as they are; .sbat with the entries of the kernel and of the image
 //! .osrel .cmdline [.dtb] .uname .linux .initrd [.ucode]      each at a new page in memory, a new 512 bytes in the file
 //! ```
 //!
 //! [`assemble`] is pure: the same parts give the same bytes, and the parts are in the file as they came, but for a gzipped kernel,
-//! which firmware could not load and [`kernel`] unpacks. [`sections`] reads any PE file back. Sources: UAPI Unified Kernel Image
+//! which firmware could not load and [`kernel`] unpacks. They are the bytes that ukify writes. [`sections`] reads any PE file back. Sources: UAPI Unified Kernel Image
 //! specification; systemd-stub(7), ukify(1); Microsoft PE format.
 
 mod pe;
@@ -25,6 +25,9 @@ const CODE: u32 = 0x0000_0020;
 const READ: u32 = 0x4000_0000;
 /// A kernel is unpacked up to this; a larger one is a mistake or an attack.
 const MAX_KERNEL: u64 = 256 << 20;
+
+/// The entry that says how the image was put together; the one that ukify writes.
+const UKI_SBAT: &str = "uki,1,UKI,uki,1,https://uapi-group.org/specifications/specs/unified_kernel_image/";
 
 /// What a Unified Kernel Image is made of.
 #[derive(Debug, Clone, Copy)]
@@ -70,6 +73,16 @@ pub enum UkiError {
         /// Entries that fit.
         room: usize,
         /// Entries that are needed.
+        needed: usize,
+    },
+    /// An `.sbat` section that cannot take the new entries.
+    #[error(
+        "the boot stub's .sbat section has {room} bytes, but {needed} are needed with the entries of the kernel"
+    )]
+    Sbat {
+        /// Bytes of the section in the file.
+        room: usize,
+        /// Bytes of all entries.
         needed: usize,
     },
     /// Kernel and stub of different architectures.
@@ -144,7 +157,8 @@ pub fn assemble(parts: &Parts<'_>, mut out: impl Write) -> Result<u64, UkiError>
             Some(pe::New { name, bytes, characteristics: READ | kind })
         })
         .collect();
-    let image = stub.append(parts.stub, &new, inner.nx_compatible())?;
+    let sbat = revocation(&stub, &inner);
+    let image = stub.append(parts.stub, &new, sbat.as_bytes(), inner.nx_compatible())?;
     let mut length = image.start.len() as u64;
     out.write_all(&image.start)?;
     for (section, padding) in new.iter().zip(image.padding) {
@@ -154,6 +168,21 @@ pub fn assemble(parts: &Parts<'_>, mut out: impl Write) -> Result<u64, UkiError>
     }
     out.flush()?;
     Ok(length)
+}
+
+/// The `.sbat` of the image: the entries of stub and kernel, and one for the form of the image itself, so that shim can revoke
+/// each of them. Empty if the stub has none.
+fn revocation(stub: &pe::Headers<'_>, kernel: &pe::Headers<'_>) -> String {
+    let entries = |headers: &pe::Headers<'_>| {
+        let section = headers.sections.iter().find(|s| s.name == ".sbat")?;
+        let text = str::from_utf8(section.bytes).ok()?.trim_end_matches('\0');
+        text.starts_with("sbat,").then(|| text.lines().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let Some(mut lines) = entries(stub) else { return String::new() };
+    // Each text begins with the entry of the form itself, which must be there once and first.
+    lines.extend(entries(kernel).into_iter().flatten().skip(1));
+    lines.push(UKI_SBAT.to_owned());
+    lines.join("\n") + "\n"
 }
 
 /// The sections of a PE file, in the order of its table.
@@ -272,6 +301,31 @@ mod tests {
         packed.write_all(&linux).unwrap();
         let packed = packed.finish().unwrap();
         assert!(assembled(&parts(&stub, &packed)).unwrap() == assembled(&parts(&stub, &linux)).unwrap());
+    }
+
+    /// A PE file whose one section is `.sbat` with `text`.
+    fn with_sbat(text: &str, room: u32) -> Vec<u8> {
+        let mut pe = small_pe(X86_64, room);
+        pe[0x148..0x150].copy_from_slice(b".sbat\0\0\0");
+        pe[0x150..0x154].copy_from_slice(&(text.len() as u32).to_le_bytes());
+        pe[room as usize..].fill(0);
+        pe[room as usize..room as usize + text.len()].copy_from_slice(text.as_bytes());
+        pe
+    }
+
+    #[test]
+    fn revocation_entries_of_stub_kernel_and_image_are_joined() {
+        let stub = with_sbat("sbat,1,SBAT Version\nstub,1,S\n", 1024);
+        let linux = with_sbat("sbat,1,SBAT Version\nlinux,1,L\n", 512);
+        let bytes = assembled(&parts(&stub, &linux)).unwrap();
+        let sections = sections(&bytes).unwrap();
+        let wanted = format!("sbat,1,SBAT Version\nstub,1,S\nlinux,1,L\n{UKI_SBAT}\n");
+        assert_eq!(
+            (sections[0].name.as_str(), str::from_utf8(sections[0].bytes).unwrap()),
+            (".sbat", wanted.as_str())
+        );
+        let full = with_sbat(&format!("sbat,1\n{}\n", "x".repeat(450)), 1024);
+        assert!(matches!(assembled(&parts(&full, &linux)), Err(UkiError::Sbat { room: 512, .. })));
     }
 
     #[test]

@@ -130,8 +130,15 @@ impl<'a> Headers<'a> {
     }
 
     /// Plans `new` sections behind those of `file`, which these headers were read from. `nx` says whether the kernel can live with
-    /// memory that is either writable or executable; the image must not promise more than it can.
-    pub(super) fn append(&self, file: &[u8], new: &[New<'_>], nx: bool) -> Result<Image, UkiError> {
+    /// memory that is either writable or executable; the image must not promise more than it can. `sbat` takes the place of the
+    /// stub's own, unless it is empty.
+    pub(super) fn append(
+        &self,
+        file: &[u8],
+        new: &[New<'_>],
+        sbat: &[u8],
+        nx: bool,
+    ) -> Result<Image, UkiError> {
         if self.signed {
             return Err(UkiError::Signed);
         }
@@ -149,6 +156,20 @@ impl<'a> Headers<'a> {
         let mut start = file.to_vec();
         start.resize(raw as usize, 0);
 
+        if let Some(number) = self.sections.iter().position(|s| s.name == ".sbat" && !sbat.is_empty()) {
+            let entry = self.table + number * SECTION;
+            let field =
+                |at: usize| u32::from_le_bytes(file[at..at + 4].try_into().expect("4 bytes")) as usize;
+            let (room, at) = (field(entry + 16), field(entry + 20));
+            // In memory, too, it must end before the page of the next section.
+            let room = room.min(self.section_alignment as usize);
+            if sbat.len() > room {
+                return Err(UkiError::Sbat { room, needed: sbat.len() });
+            }
+            start[entry + 8..entry + 12].copy_from_slice(&(sbat.len() as u32).to_le_bytes());
+            start[at..at + room].fill(0);
+            start[at..at + sbat.len()].copy_from_slice(sbat);
+        }
         let mut next = 0;
         for section in &self.sections {
             next = next.max(section.address.checked_add(section.size).ok_or_else(too_large)?);
