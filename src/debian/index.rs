@@ -256,7 +256,7 @@ impl<'a> Known<'a> {
 }
 
 /// A relative path of plain components: it goes into URLs and must stay below the mirror's root.
-fn is_clean_path(path: &str) -> bool {
+pub(super) fn is_clean_path(path: &str) -> bool {
     let path = path.strip_prefix("./").unwrap_or(path);
     let part = |p: &str| {
         !p.is_empty() && p != "." && p != ".." && p.bytes().all(|b| b.is_ascii_graphic() && b != b'\\')

@@ -14,7 +14,9 @@
 pub mod control;
 pub mod deb;
 pub mod index;
+pub mod openpgp;
 pub mod relation;
+pub mod release;
 mod tarball;
 pub mod version;
 
