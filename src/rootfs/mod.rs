@@ -1,1 +1,5 @@
 //! rootfs
+
+pub mod elf;
+pub mod ldcache;
+pub mod step;
