@@ -1,5 +1,6 @@
 //! rootfs
 
+pub mod depmod;
 pub mod elf;
 pub mod ldcache;
 pub mod step;
