@@ -1,4 +1,10 @@
 //! Stage 3, compose.
 
+pub mod depmod;
 pub mod elf;
+pub mod files;
+pub mod initrd;
+pub mod ldcache;
+pub mod merge;
+pub mod state;
 pub mod step;
