@@ -13,7 +13,8 @@ const OWNER: &str = "kiln:files";
 /// Puts the profile's files in, replacing what packages brought at the same paths.
 pub fn files(tree: &mut Tree, profile: &Profile) -> Result<(), StepError> {
     for (path, spec) in &profile.layer.files {
-        let mode = |default| spec.mode.as_deref().map_or(default, |m| u32::from_str_radix(m, 8).unwrap_or(default));
+        let mode =
+            |default| spec.mode.as_deref().map_or(default, |m| u32::from_str_radix(m, 8).unwrap_or(default));
         let entry = if let Some(target) = &spec.link {
             Entry::symlink(target, OWNER)
         } else if spec.dir == Some(true) {
@@ -74,8 +75,12 @@ mod tests {
     fn os_release_says_which_image_it_is_once() {
         let mut tree = Tree::new();
         let old = "NAME=Debian\nIMAGE_ID=old\n";
-        tree.insert(TreePath::new("usr/lib/os-release").unwrap(), Entry::file(0o644, old, "base-files")).unwrap();
+        tree.insert(TreePath::new("usr/lib/os-release").unwrap(), Entry::file(0o644, old, "base-files"))
+            .unwrap();
         let text = os_release(&mut tree, "server", "20260912-abc").unwrap();
-        assert_eq!(text, "NAME=Debian\nDEFAULT_HOSTNAME=node\nIMAGE_ID=kiln-server\nIMAGE_VERSION=20260912-abc\n");
+        assert_eq!(
+            text,
+            "NAME=Debian\nDEFAULT_HOSTNAME=node\nIMAGE_ID=kiln-server\nIMAGE_VERSION=20260912-abc\n"
+        );
     }
 }

@@ -8,7 +8,8 @@ use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use crate::tree::{Entry, Kind, Tree, TreeError, TreePath};
 
 /// Top-level folders that are links into /usr on a merged system (file-hierarchy(7)), longest first.
-const MERGED: [(&str, &str); 4] = [("lib64", "usr/lib64"), ("sbin", "usr/sbin"), ("bin", "usr/bin"), ("lib", "usr/lib")];
+const MERGED: [(&str, &str); 4] =
+    [("lib64", "usr/lib64"), ("sbin", "usr/sbin"), ("bin", "usr/bin"), ("lib", "usr/lib")];
 
 /// Why packages do not make one root.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +40,10 @@ pub enum MergeError {
 /// Compiles globs of a TOML file. `*` stays within a path component, `**` does not.
 pub fn globs(list: &[String]) -> Result<GlobSet, MergeError> {
     let mut set = GlobSetBuilder::new();
-    let fail = |glob: &str, e: globset::Error| MergeError::Glob { glob: glob.to_owned(), reason: e.kind().to_string() };
+    let fail = |glob: &str, e: globset::Error| MergeError::Glob {
+        glob: glob.to_owned(),
+        reason: e.kind().to_string(),
+    };
     for text in list {
         let glob: Glob = GlobBuilder::new(text).literal_separator(true).build().map_err(|e| fail(text, e))?;
         set.add(glob);
@@ -99,7 +103,8 @@ pub fn merge<'a>(trees: impl IntoIterator<Item = &'a Tree>, filter: &Filter) -> 
 fn merged(path: &TreePath) -> TreePath {
     for (from, to) in MERGED {
         if let Some(rest) = path.strip_prefix(from).and_then(|r| r.strip_prefix('/')) {
-            return TreePath::new(&format!("{to}/{rest}")).expect("a valid path with a longer prefix stays valid below PATH_MAX");
+            return TreePath::new(&format!("{to}/{rest}"))
+                .expect("a valid path with a longer prefix stays valid below PATH_MAX");
         }
     }
     path.clone()
@@ -117,7 +122,11 @@ fn add(root: &mut Tree, path: &TreePath, entry: &Entry) -> Result<(), MergeError
             return Ok(());
         }
         // A package that ships bin/ as a directory although base-files made it a link: its files were led to /usr already.
-        Some(Entry { kind: Kind::Symlink { .. }, .. }) if entry.is_dir() && MERGED.iter().any(|(from, _)| *from == &*path) => return Ok(()),
+        Some(Entry { kind: Kind::Symlink { .. }, .. })
+            if entry.is_dir() && MERGED.iter().any(|(from, _)| *from == &*path) =>
+        {
+            return Ok(());
+        }
         Some(old) if old.kind == entry.kind && old.meta.mode == entry.meta.mode => return Ok(()),
         Some(old) => {
             let (first, second) = (old.owner.clone(), entry.owner.clone());
@@ -158,7 +167,10 @@ mod tests {
 
     #[test]
     fn equal_files_may_come_twice_and_different_ones_are_refused() {
-        let (a, b) = (tree(&[("etc/x", Entry::file(0o644, "1", "a"))]), tree(&[("etc/x", Entry::file(0o644, "1", "b"))]));
+        let (a, b) = (
+            tree(&[("etc/x", Entry::file(0o644, "1", "a"))]),
+            tree(&[("etc/x", Entry::file(0o644, "1", "b"))]),
+        );
         assert_eq!(merge([&a, &b], &no_filter()).unwrap().get("etc/x").unwrap().owner.as_ref(), "a");
         let c = tree(&[("etc/x", Entry::file(0o644, "2", "c"))]);
         let error = merge([&a, &c], &no_filter()).unwrap_err().to_string();
@@ -179,7 +191,16 @@ mod tests {
         )
         .unwrap();
         let root = merge([&package], &filter).unwrap();
-        let kept = ["usr", "usr/share", "usr/share/doc", "usr/share/doc/a", "usr/share/doc/a/copyright", "var", "var/lib", "var/lib/a"];
+        let kept = [
+            "usr",
+            "usr/share",
+            "usr/share/doc",
+            "usr/share/doc/a",
+            "usr/share/doc/a/copyright",
+            "var",
+            "var/lib",
+            "var/lib/a",
+        ];
         assert_eq!(paths(&root), kept);
         assert_eq!(root.get("var/lib/a").unwrap().meta.mode, 0o700);
     }

@@ -88,7 +88,12 @@ fn repart(slot: Size, var: Size) -> [(&'static str, String); 6] {
         // The label `_empty` is systemd-sysupdate's word for a slot that holds no version (sysupdate.d(5)).
         ("40-verity-b", fixed("root-verity", hash, "Label=_empty\nReadOnly=yes\n")),
         ("50-root-b", fixed("root", slot, "Label=_empty\nReadOnly=yes\n")),
-        ("60-var", format!("[Partition]\nType=var\nLabel=var\nFormat=ext4\nSizeMinBytes={var}\nGrowFileSystem=yes\n")),
+        (
+            "60-var",
+            format!(
+                "[Partition]\nType=var\nLabel=var\nFormat=ext4\nSizeMinBytes={var}\nGrowFileSystem=yes\n"
+            ),
+        ),
     ]
 }
 
@@ -115,8 +120,12 @@ pub fn factory(tree: &mut Tree) -> Result<usize, StepError> {
         let line = match &entry.kind {
             Kind::Dir => format!("d /{name} {:04o} {} {} -", meta.mode, meta.uid, meta.gid),
             Kind::Symlink { target } => format!("L /{name} - - - - {}", target.replace('%', "%%")),
-            Kind::File(_) => format!("C /{name} {:04o} {} {} - /usr/share/factory/{name}", meta.mode, meta.uid, meta.gid),
-            Kind::Char { .. } | Kind::Block { .. } | Kind::Fifo => format!("# /{name} is a device or pipe and is not made again"),
+            Kind::File(_) => {
+                format!("C /{name} {:04o} {} {} - /usr/share/factory/{name}", meta.mode, meta.uid, meta.gid)
+            }
+            Kind::Char { .. } | Kind::Block { .. } | Kind::Fifo => {
+                format!("# /{name} is a device or pipe and is not made again")
+            }
         };
         writeln!(lines, "{line}").expect("writing to a String cannot fail");
         if matches!(entry.kind, Kind::File(_)) {

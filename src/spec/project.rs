@@ -23,12 +23,20 @@ pub struct Archive {
     pub schema: u32,
     /// Architectures that are locked and can be baked.
     pub architectures: Vec<Arch>,
-    /// Public keys (files in images/keys/, ASCII armor) that may sign the metadata.
-    pub keys: Vec<String>,
-    /// Primary fingerprints of those keys, 40 or 64 hexadecimal digits; a key file with another key is refused.
-    pub fingerprints: Vec<String>,
+    /// Public keys that may sign the metadata.
+    pub key: Vec<Key>,
     /// Suites, the preferred one first: of two equal versions the earlier suite's is taken.
     pub suite: Vec<Suite>,
+}
+
+/// A public key that signs the archive's metadata.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Key {
+    /// File in images/keys/, ASCII armor or binary.
+    pub file: String,
+    /// Primary fingerprint, 40 hexadecimal digits; a file with another key is refused.
+    pub fingerprint: String,
 }
 
 /// A suite of Debian's archive.
@@ -117,8 +125,8 @@ impl Project {
     pub fn load(dir: &Path) -> Result<Self> {
         let archive: Archive = read(dir, "images/debian.toml")?;
         check_schema("images/debian.toml", archive.schema)?;
-        if archive.suite.is_empty() || archive.architectures.is_empty() || archive.keys.is_empty() {
-            let text = "images/debian.toml: `suite`, `architectures` and `keys` must not be empty";
+        if archive.suite.is_empty() || archive.architectures.is_empty() || archive.key.is_empty() {
+            let text = "images/debian.toml: `suite`, `architectures` and `key` must not be empty";
             return Err(Failure::new(Kind::Input, text).into());
         }
         let tools: Tools = read(dir, "images/tools.toml")?;

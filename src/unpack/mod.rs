@@ -8,7 +8,6 @@ mod pack;
 
 pub use pack::{Pack, PackWriter};
 
-use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use anyhow::{Context, Result};
@@ -19,9 +18,9 @@ use crate::debian::deb::{self, Limits, Node, Sink};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Failure, Kind};
 use crate::lock::LockedPackage;
-use crate::rootfs::elf::{self, Elf};
+use crate::rootfs::elf::{self, Facts};
 use crate::store::{Miss, StepKey, Store};
-use crate::tree::{Content, Entry, Kind as NodeKind, Meta, Tree, TreePath};
+use crate::tree::{Entry, Kind as NodeKind, Meta, Tree, TreePath};
 
 /// Version of this step's code.
 const VERSION: u32 = 1;
@@ -47,18 +46,6 @@ pub struct Info {
     pub scripts: Vec<String>,
 }
 
-/// What the checks want to know of a program, found once while unpacking.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Fact {
-    /// An ELF file.
-    Elf(Elf),
-    /// A script, with the absolute path of its interpreter and, for `env`, the program that env starts.
-    Script(elf::Shebang),
-    /// A file that begins as ELF and is none; the text says why.
-    Damaged(String),
-}
-
 /// A package as the later stages see it.
 #[derive(Debug)]
 pub struct Unpacked {
@@ -66,8 +53,8 @@ pub struct Unpacked {
     pub info: Info,
     /// Its files.
     pub tree: Tree,
-    /// Facts about its programs.
-    pub facts: BTreeMap<TreePath, Fact>,
+    /// Facts about its programs and libraries.
+    pub facts: Facts,
     /// Digest of `package.json`: stands for the whole package in step keys.
     pub digest: Digest,
     /// Its place in the store, relative.
@@ -80,7 +67,7 @@ pub struct Unpacked {
 struct Stored {
     info: Info,
     tree: Tree,
-    facts: BTreeMap<TreePath, Fact>,
+    facts: Facts,
 }
 
 /// The .deb in the store does not have its digest any more.
@@ -126,7 +113,8 @@ pub fn unpack(store: &Store, package: &LockedPackage, threads: u32) -> Result<Un
                 let pack = unpacker.pack.finish()?;
                 let mut tree = unpacker.tree;
                 pack.attach(&mut tree);
-                let facts = facts(&tree)?;
+                let mut facts = Facts::new();
+                elf::scan(&tree, &mut facts)?;
                 let get = |name: &str| control.get(name).map(str::to_owned);
                 let depends =
                     [get("Pre-Depends"), get("Depends")].into_iter().flatten().collect::<Vec<_>>().join(", ");
@@ -193,33 +181,4 @@ impl Sink for Unpacker {
         let entry = Entry { meta, kind, owner: "".into() };
         self.tree.insert(path, entry).map(drop).map_err(io::Error::other)
     }
-}
-
-/// Looks at the head of every file and reads those that are programs.
-fn facts(tree: &Tree) -> Result<BTreeMap<TreePath, Fact>> {
-    let mut facts = BTreeMap::new();
-    for (path, entry) in tree.iter() {
-        let Some(content) = entry.content() else { continue };
-        if let Some(fact) = fact(content).with_context(|| format!("reading /{path}"))? {
-            facts.insert(path.clone(), fact);
-        }
-    }
-    Ok(facts)
-}
-
-/// The fact about one file, if there is one.
-pub fn fact(content: &Content) -> io::Result<Option<Fact>> {
-    let mut head = [0; 256];
-    let n = usize::try_from(content.size()).unwrap_or(usize::MAX).min(head.len());
-    content.read_exact_at(&mut head[..n], 0)?;
-    if head[..n].starts_with(b"#!") {
-        return Ok(elf::shebang(&head[..n]).map(Fact::Script));
-    }
-    if !head[..n].starts_with(b"\x7fELF") {
-        return Ok(None);
-    }
-    Ok(match elf::read(&content.read()?) {
-        Ok(facts) => facts.map(Fact::Elf),
-        Err(error) => Some(Fact::Damaged(error.to_string())),
-    })
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::step::{StepError, put};
 use crate::tree::{Entry, Tree, TreePath};
-use crate::unpack::{Fact, Unpacked};
+use crate::unpack::Unpacked;
 
 /// The first program that the kernel starts.
 pub const SCRIPT: &str = include_str!("init");
@@ -16,8 +16,26 @@ const OWNER: &str = "kiln:initrd";
 
 /// The commands that [`SCRIPT`] uses, all of them busybox.
 const APPLETS: [&str; 20] = [
-    "cat", "cp", "echo", "find", "grep", "head", "mkdir", "modprobe", "mount", "od", "readlink", "reboot", "sh", "sleep",
-    "sort", "switch_root", "tr", "xargs", "[", "ls",
+    "cat",
+    "cp",
+    "echo",
+    "find",
+    "grep",
+    "head",
+    "mkdir",
+    "modprobe",
+    "mount",
+    "od",
+    "readlink",
+    "reboot",
+    "sh",
+    "sleep",
+    "sort",
+    "switch_root",
+    "tr",
+    "xargs",
+    "[",
+    "ls",
 ];
 
 /// Programs that are not busybox, with the libraries they need.
@@ -33,7 +51,13 @@ pub fn initrd(packages: &[Unpacked], modules: &Tree) -> Result<Tree, StepError> 
     let mut console = Entry::dir(0o600, OWNER);
     console.kind = crate::tree::Kind::Char { major: 5, minor: 1 };
     put(&mut tree, "dev/console", console)?;
-    for (link, target) in [("lib", "usr/lib"), ("lib64", "usr/lib64"), ("sbin", "bin"), ("usr/bin", "../bin"), ("usr/sbin", "../bin")] {
+    for (link, target) in [
+        ("lib", "usr/lib"),
+        ("lib64", "usr/lib64"),
+        ("sbin", "bin"),
+        ("usr/bin", "../bin"),
+        ("usr/sbin", "../bin"),
+    ] {
         put(&mut tree, link, Entry::symlink(target, OWNER))?;
     }
     put(&mut tree, "init", Entry::file(0o755, SCRIPT, OWNER))?;
@@ -58,7 +82,8 @@ pub fn initrd(packages: &[Unpacked], modules: &Tree) -> Result<Tree, StepError> 
     }
     let mut done = BTreeSet::new();
     while let Some(path) = todo.pop() {
-        let Some(Fact::Elf(elf)) = packages.iter().find_map(|p| p.facts.get(&path)) else { continue };
+        let fact = |p: &'_ Unpacked| Some(p.facts.get(&p.tree.get(&path)?.content()?.digest())?.clone());
+        let Some(elf) = packages.iter().find_map(fact) else { continue };
         let interpreter = elf.interpreter.iter().map(|i| i.rsplit('/').next().unwrap_or(i).to_owned());
         for name in interpreter.chain(elf.needed.iter().cloned()) {
             if !done.insert(name.clone()) {
@@ -68,7 +93,8 @@ pub fn initrd(packages: &[Unpacked], modules: &Tree) -> Result<Tree, StepError> 
             let entry = package.tree.get(real).ok_or_else(|| missing(real))?;
             put(&mut tree, &format!("usr/lib/{name}"), entry.clone())?;
             if elf.interpreter.as_deref().is_some_and(|i| i.ends_with(&name)) {
-                let wanted = elf.interpreter.as_deref().unwrap_or_default().trim_start_matches('/').to_owned();
+                let wanted =
+                    elf.interpreter.as_deref().unwrap_or_default().trim_start_matches('/').to_owned();
                 let at = wanted.strip_prefix("lib64/").map(|rest| format!("usr/lib64/{rest}"));
                 if let Some(at) = at {
                     put(&mut tree, &at, Entry::symlink(format!("../lib/{name}"), OWNER))?;
@@ -87,10 +113,9 @@ pub fn initrd(packages: &[Unpacked], modules: &Tree) -> Result<Tree, StepError> 
 fn libraries(packages: &[Unpacked]) -> BTreeMap<&str, (&Unpacked, &TreePath)> {
     let mut libraries = BTreeMap::new();
     for package in packages {
-        for (path, fact) in &package.facts {
-            if let Fact::Elf(elf) = fact
-                && elf.dynamic
-            {
+        for (path, entry) in package.tree.iter() {
+            let elf = entry.content().and_then(|content| package.facts.get(&content.digest()));
+            if let Some(elf) = elf.filter(|elf| elf.dynamic) {
                 for name in elf.soname.as_deref().into_iter().chain([path.name()]) {
                     libraries.entry(name).or_insert((package, path));
                 }
