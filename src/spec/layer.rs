@@ -80,7 +80,7 @@ impl fmt::Display for Role {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Packages {
-    /// Packages by name, or a relation as in Depends (`foo (>= 2)`). What they need comes with them.
+    /// Packages by name. What they need comes with them.
     #[serde(default)]
     pub install: Vec<String>,
     /// Taken away from what earlier layers install.

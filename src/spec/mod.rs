@@ -15,6 +15,7 @@ mod diagnose;
 mod layer;
 mod project;
 
+pub(crate) use diagnose::nearest;
 pub use diagnose::parse;
 pub use layer::{
     AccountId, Allow, Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer,

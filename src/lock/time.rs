@@ -1,0 +1,43 @@
+//! Moments as text, UTC only.
+
+/// `2026-09-12T07:55:41Z`. Sorts as text as it does in time.
+pub(super) fn iso(seconds: i64) -> String {
+    let (y, m, d, rest) = civil(seconds);
+    format!("{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+/// `20260912T075541Z`, as the snapshot archive spells it.
+pub(super) fn compact(seconds: i64) -> String {
+    iso(seconds).replace(['-', ':'], "")
+}
+
+/// Year, month, day and seconds of the day; Howard Hinnant's days-to-civil algorithm (howardhinnant.github.io/date_algorithms.html).
+fn civil(seconds: i64) -> (i64, i64, i64, i64) {
+    let days = seconds.div_euclid(86_400) + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day, seconds.rem_euclid(86_400))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_spelled_right_across_leap_days() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_789_199_741, "2026-09-12T07:55:41Z"),
+            (4_107_542_399, "2100-02-28T23:59:59Z"),
+        ] {
+            assert_eq!(iso(seconds), text);
+        }
+        assert_eq!(compact(1_789_199_741), "20260912T075541Z");
+    }
+}
