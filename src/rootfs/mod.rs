@@ -1,6 +1,10 @@
 //! rootfs
 
+pub mod accounts;
+pub mod alternatives;
+pub mod certs;
 pub mod depmod;
 pub mod elf;
 pub mod ldcache;
 pub mod step;
+pub mod sysusers;
