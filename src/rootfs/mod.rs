@@ -1,5 +1,8 @@
 //! Stage 3, compose.
 
+pub mod accounts;
+pub mod alternatives;
+pub mod certs;
 pub mod depmod;
 pub mod elf;
 pub mod files;
@@ -8,3 +11,4 @@ pub mod ldcache;
 pub mod merge;
 pub mod state;
 pub mod step;
+pub mod sysusers;
