@@ -1,6 +1,7 @@
 //! kiln bakes node images: from TOML files and one lock to a bootable, verified disk image per role of a K3s cluster.
 
 pub mod arch;
+pub mod cli;
 pub mod config;
 pub mod debian;
 pub mod digest;
@@ -8,6 +9,7 @@ pub mod error;
 pub mod exec;
 pub mod fetch;
 pub mod image;
+pub mod kernel;
 pub mod lock;
 pub mod qemu;
 pub mod rootfs;

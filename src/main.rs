@@ -2,4 +2,6 @@
 
 use std::process::ExitCode;
 
-fn main() {}
+fn main() -> ExitCode {
+    kiln::cli::main()
+}

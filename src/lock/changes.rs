@@ -68,7 +68,10 @@ mod tests {
         new.package[1].version = "2.0".into();
         new.set[0].packages = vec!["dash 2.0".into()];
         let found = changes(Some(&old), &new);
-        let text: Vec<String> = found.iter().map(|c| format!("{} {:?} {:?}", c.name, c.old.as_deref(), c.new.as_deref())).collect();
+        let text: Vec<String> = found
+            .iter()
+            .map(|c| format!("{} {:?} {:?}", c.name, c.old.as_deref(), c.new.as_deref()))
+            .collect();
         assert_eq!(text, ["adduser Some(\"1.0-1\") None", "dash Some(\"1.0-1\") Some(\"2.0\")"]);
         assert_eq!(changes(Some(&old), &old), []);
         assert_eq!(changes(None, &old).len(), 2);

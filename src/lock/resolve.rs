@@ -50,8 +50,12 @@ impl Metadata {
         let keys = keys(project)?;
         let mirrors = Mirrors::of_machine()?;
         let fetcher = Fetcher::new(store, ui)?;
-        #[expect(clippy::disallowed_methods, reason = "signatures expire by the real clock; nothing of it reaches an image")]
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "signatures expire by the real clock; nothing of it reaches an image"
+        )]
+        let now =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         let mut suites = Vec::new();
         let mut indexes = Vec::new();
@@ -60,7 +64,15 @@ impl Metadata {
             let spinner = ui.spinner("Checking", format!("signed metadata of {}", suite.name));
             let (base, release) = in_release(suite, locked, &mirrors, &fetcher, &keys, now, ui)?;
             drop(spinner);
-            ui.detail("Verified", format!("{} of {}, signed by {}", suite.name, time::iso(release.release().date), release.signers()[0]));
+            ui.detail(
+                "Verified",
+                format!(
+                    "{} of {}, signed by {}",
+                    suite.name,
+                    time::iso(release.release().date),
+                    release.signers()[0]
+                ),
+            );
             indexes.push((suite, wanted_indexes(suite, &project.archive, &release, &base, &mirrors)?));
             suites.push(LockedSuite {
                 name: suite.name.clone(),
@@ -70,7 +82,8 @@ impl Metadata {
                 snapshot: time::compact(release.release().date + SNAPSHOT_DELAY),
             });
         }
-        let requests: Vec<fetch::Request> = indexes.iter().flat_map(|(_, list)| list.iter().map(|(_, r)| r.clone())).collect();
+        let requests: Vec<fetch::Request> =
+            indexes.iter().flat_map(|(_, list)| list.iter().map(|(_, r)| r.clone())).collect();
         fetcher.fetch(&requests)?;
         let mut universes: BTreeMap<Arch, Universe> = BTreeMap::new();
         for arch in &project.archive.architectures {
@@ -100,9 +113,12 @@ impl Metadata {
             self.check_names(names, old)?;
         }
         for want in &wanted {
-            let universe = self.universes.get(&want.id.arch).with_context(|| format!("{} is for an architecture that images/debian.toml does not list", want.id))?;
+            let universe = self.universes.get(&want.id.arch).with_context(|| {
+                format!("{} is for an architecture that images/debian.toml does not list", want.id)
+            })?;
             let keep = keep(old, want, scope)?;
-            let set = if want.dependencies { solved(universe, want, keep, ui)? } else { named(universe, want)? };
+            let set =
+                if want.dependencies { solved(universe, want, keep, ui)? } else { named(universe, want)? };
             lock.set.push(LockedSet {
                 id: want.id.clone(),
                 wants: want.wants.clone(),
@@ -118,12 +134,15 @@ impl Metadata {
         for name in names {
             let locked = old.is_some_and(|lock| lock.package.iter().any(|p| p.name == *name));
             if !locked {
-                let known: BTreeSet<&str> = old.iter().flat_map(|l| l.package.iter().map(|p| p.name.as_str())).collect();
+                let known: BTreeSet<&str> =
+                    old.iter().flat_map(|l| l.package.iter().map(|p| p.name.as_str())).collect();
                 let mut failure = Failure::new(Kind::Input, format!("`{name}` is not in images/kiln.lock"));
                 if let Some(near) = crate::spec::nearest(name, known) {
                     failure = failure.hint(format!("did you mean `{near}`?"));
                 }
-                return Err(failure.hint("`kiln update` without names, or with `debian`, moves everything").into());
+                return Err(failure
+                    .hint("`kiln update` without names, or with `debian`, moves everything")
+                    .into());
             }
         }
         Ok(())
@@ -134,7 +153,9 @@ fn keys(project: &Project) -> Result<PinnedKeys> {
     let mut all: Option<PinnedKeys> = None;
     for key in &project.archive.key {
         let path = project.dir.join("images/keys").join(&key.file);
-        let wrong = |e: anyhow::Error| Failure::new(Kind::Input, format!("the key images/keys/{} cannot be used", key.file)).because(e);
+        let wrong = |e: anyhow::Error| {
+            Failure::new(Kind::Input, format!("the key images/keys/{} cannot be used", key.file)).because(e)
+        };
         let print: Fingerprint = key.fingerprint.parse().map_err(|e| wrong(anyhow::Error::new(e)))?;
         let one = PinnedKeys::read(&fs::read(path)?, &[print]).map_err(|e| wrong(e.into()))?;
         match &mut all {
@@ -162,10 +183,18 @@ fn in_release(
         let verified = fetcher.get(&url, MAX_RELEASE).and_then(|text| {
             let verified = openpgp::verify(&text, keys, now).with_context(|| url.clone())?;
             let release = verified.release();
-            anyhow::ensure!(release.codename == suite.name, "{url}: it is the Release file of `{}`", release.codename);
+            anyhow::ensure!(
+                release.codename == suite.name,
+                "{url}: it is the Release file of `{}`",
+                release.codename
+            );
             let date = time::iso(release.date);
             if let Some(locked) = locked {
-                anyhow::ensure!(date >= locked.date, "{url}: it is of {date}, older than the locked state of {}", locked.date);
+                anyhow::ensure!(
+                    date >= locked.date,
+                    "{url}: it is of {date}, older than the locked state of {}",
+                    locked.date
+                );
             }
             Ok(verified)
         });
@@ -181,27 +210,39 @@ fn in_release(
         }
     }
     crate::sys::check_interrupt()?;
-    let text = format!("no mirror has usable metadata of {}: {}", suite.name, reasons.join("\n             "));
+    let text =
+        format!("no mirror has usable metadata of {}: {}", suite.name, reasons.join("\n             "));
     Err(Failure::new(Kind::Fetch, text)
         .hint("mirrors come from this machine's apt sources, the snapshot archive, KILN_DEBIAN_MIRROR and kiln's config.toml")
         .into())
 }
 
-fn wanted_indexes(suite: &Suite, archive: &Archive, release: &Verified, base: &str, mirrors: &Mirrors) -> Result<Vec<(Arch, fetch::Request)>> {
+fn wanted_indexes(
+    suite: &Suite,
+    archive: &Archive,
+    release: &Verified,
+    base: &str,
+    mirrors: &Mirrors,
+) -> Result<Vec<(Arch, fetch::Request)>> {
     let mut list = Vec::new();
     for component in &suite.components {
         for arch in &archive.architectures {
             let path = format!("{component}/binary-{arch}/Packages.xz");
             let Some(file) = release.release().files.get(&path) else {
                 let text = format!("the suite {} has no {path}", suite.name);
-                return Err(Failure::new(Kind::Input, text).hint("look at `components` and `architectures` in images/debian.toml").into());
+                return Err(Failure::new(Kind::Input, text)
+                    .hint("look at `components` and `architectures` in images/debian.toml")
+                    .into());
             };
             let path = match release.release().by_hash(&path) {
                 Some(by_hash) if release.release().acquire_by_hash => by_hash,
                 _ => path,
             };
             let rest = mirrors.bases(&suite.archive, None).into_iter().filter(|b| b != base);
-            let urls = std::iter::once(base.to_owned()).chain(rest).map(|b| format!("{b}/dists/{}/{path}", suite.name)).collect();
+            let urls = std::iter::once(base.to_owned())
+                .chain(rest)
+                .map(|b| format!("{b}/dists/{}/{path}", suite.name))
+                .collect();
             let name = format!("{}/{component} index for {arch}", suite.name);
             list.push((*arch, fetch::Request { name, sha256: file.sha256, size: file.size, urls }));
         }
@@ -210,14 +251,23 @@ fn wanted_indexes(suite: &Suite, archive: &Archive, release: &Verified, base: &s
 }
 
 fn read_index(store: &Store, request: &fetch::Request, arch: Arch) -> Result<Vec<PackageRecord>> {
-    let path = store.object(request.sha256, request.size).with_context(|| format!("{} is not in the store", request.name))?;
-    let reader = BufReader::with_capacity(1 << 20, XzDecoder::new(BufReader::with_capacity(1 << 18, fs::File::open(path)?)));
+    let path = store
+        .object(request.sha256, request.size)
+        .with_context(|| format!("{} is not in the store", request.name))?;
+    let reader = BufReader::with_capacity(
+        1 << 20,
+        XzDecoder::new(BufReader::with_capacity(1 << 18, fs::File::open(path)?)),
+    );
     index::parse(reader, |_, a| a == "all" || a == arch.debian())
         .map_err(|e| Failure::new(Kind::Fetch, format!("{} cannot be read", request.name)).because(e).into())
 }
 
 /// Locked versions that stay.
-fn keep(old: Option<&Lock>, want: &Want, scope: &Scope) -> Result<BTreeMap<String, crate::debian::version::DebVersion>> {
+fn keep(
+    old: Option<&Lock>,
+    want: &Want,
+    scope: &Scope,
+) -> Result<BTreeMap<String, crate::debian::version::DebVersion>> {
     let (Some(old), Scope::Only(names)) = (old, scope) else { return Ok(BTreeMap::new()) };
     let Some(set) = old.set(&want.id) else { return Ok(BTreeMap::new()) };
     let mut keep = BTreeMap::new();
@@ -240,7 +290,11 @@ fn solved(
         SetKind::Tool => format!("tool set {} in images/tools.toml", want.id.name),
     };
     let request = Request {
-        wanted: want.wants.iter().map(|name| Wanted { name: name.clone(), because: because.clone() }).collect(),
+        wanted: want
+            .wants
+            .iter()
+            .map(|name| Wanted { name: name.clone(), because: because.clone() })
+            .collect(),
         without: want.without.iter().cloned().collect(),
         provided: want.provided.iter().map(|name| Provided { name: name.clone(), version: None }).collect(),
         keep,
@@ -260,7 +314,8 @@ fn named(universe: &Universe, want: &Want) -> Result<Vec<LockedPackage>> {
     let mut packages = Vec::new();
     for name in &want.wants {
         let (record, suite) = universe.versions(name).next().ok_or_else(|| {
-            let mut failure = Failure::new(Kind::Input, format!("there is no package `{name}` (asked for by {})", want.id));
+            let mut failure =
+                Failure::new(Kind::Input, format!("there is no package `{name}` (asked for by {})", want.id));
             if let Some(near) = crate::spec::nearest(name, universe.names()) {
                 failure = failure.hint(format!("did you mean `{near}`?"));
             }

@@ -8,6 +8,7 @@ pub mod closure;
 mod index;
 mod module;
 
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 
@@ -47,7 +48,7 @@ pub enum DepmodError {
 }
 
 /// Everything known of the modules of one kernel.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Modules {
     /// By name (with `_`), in no load order.
     pub by_name: BTreeMap<String, Loadable>,
@@ -56,7 +57,7 @@ pub struct Modules {
 }
 
 /// One loadable module.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loadable {
     /// Path relative to the directory of the kernel version: `kernel/fs/erofs/erofs.ko`.
     pub path: String,

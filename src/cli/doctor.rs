@@ -1,0 +1,13 @@
+//! `kiln doctor`.
+
+use anyhow::Result;
+
+use super::Context;
+
+/// Arguments of `kiln doctor`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_: &Context, _: &Args) -> Result<()> {
+    Ok(())
+}

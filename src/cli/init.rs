@@ -1,0 +1,13 @@
+//! `kiln init`.
+
+use anyhow::Result;
+
+use super::Context;
+
+/// Arguments of `kiln init`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_: &Context, _: &Args) -> Result<()> {
+    Ok(())
+}

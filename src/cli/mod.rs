@@ -1,0 +1,176 @@
+//! The command line: a table of verbs. Each verb is a file with its arguments and a `run`; nothing is decided here.
+
+mod build;
+mod dev;
+mod diff;
+mod doctor;
+mod init;
+mod lock;
+mod run;
+mod sbom;
+mod store;
+mod why;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::error::Kind;
+use crate::lock::{Lock, Locked};
+use crate::spec::Project;
+use crate::store::Store;
+use crate::sys;
+use crate::ui::{Ui, Verbosity};
+
+/// Bake bootable, verified node images for a K3s cluster from TOML and one lock
+#[derive(Debug, Parser)]
+#[command(name = "kiln", version, max_term_width = 100, help_expected = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+
+    /// Folder of the project; default: the current folder or the nearest above it that is one
+    #[arg(short = 'C', long, global = true, value_name = "DIR")]
+    project: Option<PathBuf>,
+
+    /// Folder of the store
+    #[arg(long, global = true, value_name = "DIR", env = "KILN_STORE", hide_env_values = true)]
+    store: Option<PathBuf>,
+
+    /// Say every step and its reason; twice: the developer's log
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+
+    /// Print only results and errors
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+
+    /// Print the result as one JSON object
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Bake the disk image of a profile from the lock
+    Build(build::Args),
+    /// Boot a baked image in QEMU, console on this terminal
+    Run(run::Args),
+    /// Resolve packages again and rewrite images/kiln.lock
+    Update(lock::UpdateArgs),
+    /// Show what `kiln update` would change
+    Outdated(lock::OutdatedArgs),
+    /// Look at the store and keep it in order
+    Store(store::Args),
+    /// Show what differs between two images
+    Diff(diff::Args),
+    /// Say why a file or a package is in an image
+    Why(why::Args),
+    /// Write the software bill of materials of an image
+    Sbom(sbom::Args),
+    /// Check that this machine and this project are fit for work
+    Doctor(doctor::Args),
+    /// Write a new project into a folder
+    Init(init::Args),
+    /// Print completions, man pages and schemas, and measure
+    Dev(dev::Args),
+}
+
+/// What every verb is given.
+pub(crate) struct Context {
+    pub(crate) ui: Ui,
+    project: Option<PathBuf>,
+    store: Option<PathBuf>,
+}
+
+impl Context {
+    /// The project of `-C`, or of the current folder.
+    pub(crate) fn project(&self) -> Result<Project> {
+        Project::load(&self.project_dir()?)
+    }
+
+    pub(crate) fn project_dir(&self) -> Result<PathBuf> {
+        Project::find(self.project.as_deref().unwrap_or(std::path::Path::new(".")))
+    }
+
+    /// The project and its lock, if that fits.
+    pub(crate) fn locked(&self) -> Result<(Project, Locked)> {
+        let project = self.project()?;
+        let locked = Lock::load(&project.dir)?.check(&project)?;
+        Ok((project, locked))
+    }
+
+    pub(crate) fn store(&self) -> Result<Store> {
+        match &self.store {
+            Some(path) => Store::open(&std::path::absolute(path)?),
+            None => Store::open(&Store::default_path()?),
+        }
+    }
+}
+
+/// The clap table, for help, man pages and completions.
+pub(crate) fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Parses the command line, does what it says, prints the error if there is one. The exit code is [`Kind::exit_code`]'s, 2
+/// for wrong usage.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap chooses the stream; a closed pipe is not an error of ours.
+            error.print().ok();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    sys::watch_signals();
+    log(cli.verbose);
+    let verbosity = match (cli.quiet, cli.verbose) {
+        (true, _) => Verbosity::Quiet,
+        (false, 0) => Verbosity::Normal,
+        (false, _) => Verbosity::Verbose,
+    };
+    let context = Context { ui: Ui::new(verbosity, cli.json), project: cli.project, store: cli.store };
+    let done = match cli.verb {
+        Verb::Build(args) => build::run(&context, &args),
+        Verb::Run(args) => run::run(&context, &args),
+        Verb::Update(args) => lock::update(&context, &args),
+        Verb::Outdated(args) => lock::outdated(&context, &args),
+        Verb::Store(args) => store::run(&context, &args),
+        Verb::Diff(args) => diff::run(&context, &args),
+        Verb::Why(args) => why::run(&context, &args),
+        Verb::Sbom(args) => sbom::run(&context, &args),
+        Verb::Doctor(args) => doctor::run(&context, &args),
+        Verb::Init(args) => init::run(&context, &args),
+        Verb::Dev(args) => dev::run(&context, &args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let report = context.ui.error(&error);
+            let kind = if sys::interrupted() { Kind::Interrupted } else { report.kind };
+            ExitCode::from(kind.exit_code())
+        }
+    }
+}
+
+/// The developer's log: `-vv`, or `KILN_LOG` in the syntax of tracing-subscriber's EnvFilter.
+fn log(verbose: u8) {
+    let filter = match std::env::var("KILN_LOG") {
+        Ok(text) => tracing_subscriber::EnvFilter::new(text),
+        Err(_) if verbose >= 2 => tracing_subscriber::EnvFilter::new("kiln=debug"),
+        Err(_) => return,
+    };
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_table_of_verbs_is_sound() {
+        super::command().debug_assert();
+    }
+}
