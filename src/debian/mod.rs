@@ -17,6 +17,7 @@ pub mod index;
 pub mod openpgp;
 pub mod relation;
 pub mod release;
+pub mod solve;
 mod tarball;
 pub mod version;
 
