@@ -1,4 +1,131 @@
 //! The only place for `unsafe`, and for system calls that have no safe wrapper in std.
-pub fn check_interrupt() -> Result<(), crate::error::Failure> {
+//!
+//! It holds what touches the whole process: the Ctrl-C flag ([`watch_signals`], [`check_interrupt`]), what a child does
+//! between fork and exec ([`die_with_parent`]), the terminal's mode ([`RawTerminal`]), the umask and the peak memory.
+#![allow(unsafe_code)] // each block below says why it is sound
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+
+use crate::error::{Failure, Kind};
+
+static INTERRUPTED: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// Turns SIGINT, SIGTERM and SIGHUP into a flag. The second signal ends the process at once with code 130, for people
+/// who cannot wait; children die with it (see [`die_with_parent`]). Calling it again changes nothing.
+///
+/// # Errors
+/// The kernel refuses a handler, which it never does for these signals.
+pub fn watch_signals() -> io::Result<()> {
+    if INTERRUPTED.get().is_some() {
+        return Ok(());
+    }
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
+        // Order matters: the conditional exit looks at the flag before the second line sets it.
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            i32::from(Kind::Interrupted.exit_code()),
+            Arc::clone(&flag),
+        )?;
+        signal_hook::flag::register(signal, Arc::clone(&flag))?;
+    }
+    // A second caller that came between the check and here has set its own flag: both handlers run, both flags are set.
+    let _ = INTERRUPTED.set(flag);
     Ok(())
+}
+
+/// Whether a signal has asked for the end. False as long as nobody called [`watch_signals`].
+pub fn interrupted() -> bool {
+    INTERRUPTED.get().is_some_and(|flag| flag.load(Ordering::Relaxed))
+}
+
+/// Fails with [`Kind::Interrupted`] once a signal has asked for the end; long loops call it in each round.
+///
+/// # Errors
+/// Only the interruption itself.
+pub fn check_interrupt() -> Result<(), Failure> {
+    if interrupted() { Err(Failure::new(Kind::Interrupted, "interrupted")) } else { Ok(()) }
+}
+
+/// Makes the child of `command` get SIGKILL when the thread that starts it ends, however it ends (PR_SET_PDEATHSIG,
+/// prctl(2)). The kernel watches the *thread*, so [`crate::exec`] starts every child from one thread that lives as long as the
+/// process.
+pub fn die_with_parent(command: &mut Command) {
+    let parent = getpid();
+    let hook = move || {
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        // The parent may have gone between fork and prctl; then nobody would ever send the signal.
+        if getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(3)) }
+    };
+    // SAFETY: between fork and exec the hook makes two system calls; it takes no lock, allocates nothing, and
+    // `from_raw_os_error` stores a number, so it is async-signal-safe as signal-safety(7) wants.
+    unsafe { command.pre_exec(hook) };
+}
+
+/// The terminal on stdin without line editing, echo or signal keys, until dropped.
+#[derive(Debug)]
+pub struct RawTerminal {
+    before: Termios,
+}
+
+impl RawTerminal {
+    /// Switches the terminal to raw mode (cfmakeraw(3)). `None` when stdin is no terminal.
+    ///
+    /// # Errors
+    /// The terminal went away in between.
+    pub fn enter() -> io::Result<Option<Self>> {
+        let stdin = io::stdin();
+        let Ok(before) = tcgetattr(stdin.as_fd()) else { return Ok(None) };
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(stdin.as_fd(), OptionalActions::Now, &raw)?;
+        Ok(Some(RawTerminal { before }))
+    }
+}
+
+impl Drop for RawTerminal {
+    fn drop(&mut self) {
+        // A terminal that is gone needs no restoring.
+        let _ = tcsetattr(io::stdin().as_fd(), OptionalActions::Now, &self.before);
+    }
+}
+
+/// Sets the umask of the process to 022, so that files kiln makes have the same mode whoever runs it.
+pub fn fix_umask() {
+    rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
+}
+
+/// The peak resident memory of this process in bytes (`VmHWM` of proc_pid_status(5)); `None` without /proc.
+pub fn peak_memory() -> Option<u64> {
+    let status = fs_err::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peak_memory_grows_when_memory_is_touched() {
+        let before = peak_memory().unwrap();
+        let block = vec![1u8; 64 << 20];
+        assert!(block.iter().step_by(4096).all(|&b| b == 1));
+        assert!(peak_memory().unwrap() >= before.max(64 << 20));
+    }
+
+    #[test]
+    fn no_interruption_is_reported_before_a_signal_came() {
+        assert!(!interrupted());
+        check_interrupt().unwrap();
+    }
 }
