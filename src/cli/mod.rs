@@ -126,7 +126,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    sys::watch_signals();
+    if let Err(error) = sys::watch_signals() {
+        tracing::debug!(%error, "signals are not watched");
+    }
     log(cli.verbose);
     let verbosity = match (cli.quiet, cli.verbose) {
         (true, _) => Verbosity::Quiet,

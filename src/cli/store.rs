@@ -68,9 +68,12 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
             let item = match found.as_slice() {
                 [item] => item,
                 [] => {
-                    return Err(Failure::new(Kind::Input, format!("nothing in the store is called `{path}`"))
-                        .hint("`kiln store ls` lists all")
-                        .into());
+                    return Err(Failure::new(
+                        Kind::Input,
+                        format!("nothing in the store is called `{path}`"),
+                    )
+                    .hint("`kiln store ls` lists all")
+                    .into());
                 }
                 _ => {
                     return Err(Failure::new(
