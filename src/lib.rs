@@ -11,6 +11,7 @@ pub mod fetch;
 pub mod image;
 pub mod kernel;
 pub mod lock;
+pub mod packages;
 pub mod qemu;
 pub mod rootfs;
 pub mod spec;
