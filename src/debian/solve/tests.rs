@@ -127,7 +127,8 @@ fn the_newest_version_wins_and_equal_ones_go_by_the_order_of_suites() {
 
 #[test]
 fn kept_versions_stay_while_they_exist_and_fit() {
-    let universe = trixie(&["aa 2; Depends: bb", "aa 1; Depends: bb", "bb 3", "bb 2", "cc 1; Depends: bb (>= 3)"]);
+    let universe =
+        trixie(&["aa 2; Depends: bb", "aa 1; Depends: bb", "bb 3", "bb 2", "cc 1; Depends: bb (>= 3)"]);
     let keep =
         |pairs: &[(&str, &str)]| pairs.iter().map(|(n, v)| ((*n).to_owned(), v.parse().unwrap())).collect();
     let kept = Request { keep: keep(&[("bb", "2"), ("aa", "0.9")]), ..wanting(&["aa"]) };
@@ -165,8 +166,13 @@ fn excluded_and_provided_names_waive_what_only_they_satisfy() {
 
 #[test]
 fn everybody_who_asked_is_named_and_the_nearest_root_is_found() {
-    let universe =
-        trixie(&["aa 1; Depends: bb | xx", "bb 1; Depends: cc", "cc 1", "dd 1; Essential: yes; Depends: cc", "xx 1"]);
+    let universe = trixie(&[
+        "aa 1; Depends: bb | xx",
+        "bb 1; Depends: cc",
+        "cc 1",
+        "dd 1; Essential: yes; Depends: cc",
+        "xx 1",
+    ]);
     let solution = solve(&universe, &wanting(&["aa"])).unwrap();
     let asked: Vec<String> = solution.packages["cc"].asked_by.iter().map(ToString::to_string).collect();
     assert_eq!(asked, ["bb needs cc", "dd needs cc"]);
