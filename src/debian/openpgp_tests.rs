@@ -59,6 +59,7 @@ fn each_rule_refuses_what_breaks_it() {
         ("revoked", "revoked", "is revoked"),
         ("subrevoked", "subrevoked", "the subkey"),
         ("noflag", "noflag", "is not marked for signing"),
+        ("subnoflag", "subnoflag", "is not marked for signing"),
     ] {
         // A day after the tenth, so that the signature of ten days is over.
         let error = refusal(name, key, NOW + 2 * DAY);
@@ -144,6 +145,29 @@ fn a_subkey_without_its_binding_back_does_not_count() {
             let kept = &signature.config().unwrap().unhashed_subpackets[at].data;
             if matches!(kept, pgp::packet::SubpacketData::EmbeddedSignature(_)) {
                 signature.unhashed_subpacket_remove(at).unwrap();
+            }
+        }
+    }
+    let error = verify(text("good").as_bytes(), &pinned, NOW).unwrap_err().to_string();
+    assert!(error.contains("has not signed that it belongs"), "{error}");
+}
+
+#[test]
+fn a_binding_back_by_some_other_subkey_does_not_count() {
+    use pgp::packet::{Subpacket, SubpacketData};
+    let foreign = keys("subrevoked").0[0].public_subkeys[0]
+        .signatures
+        .iter()
+        .find_map(|s| s.embedded_signature().cloned())
+        .unwrap();
+    let mut pinned = keys("good");
+    for signature in &mut pinned.0[0].public_subkeys[0].signatures {
+        for at in (0..signature.config().unwrap().unhashed_subpackets.len()).rev() {
+            let data = &signature.config().unwrap().unhashed_subpackets[at].data;
+            if matches!(data, SubpacketData::EmbeddedSignature(_)) {
+                signature.unhashed_subpacket_remove(at).unwrap();
+                let swapped = SubpacketData::EmbeddedSignature(Box::new(foreign.clone()));
+                signature.unhashed_subpacket_insert(at, Subpacket::regular(swapped).unwrap()).unwrap();
             }
         }
     }

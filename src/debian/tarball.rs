@@ -220,7 +220,6 @@ pub(super) fn walk<R: Read>(
             .map_err(|source| DebError::Sink { path: path.to_string(), source })?;
     }
     state.header_budget.set(None);
-    drop(entries);
     // tar pads with zero blocks behind the end mark; anything else would be content that some other reader may show.
     let mut rest = archive.into_inner();
     loop {

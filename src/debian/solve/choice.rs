@@ -1,6 +1,6 @@
 //! What a relation means in a universe: a choice between packages.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::super::index::Field;
 use super::super::relation::{Alternatives, ArchQualifier, Relation};
@@ -13,7 +13,6 @@ pub(super) struct Scope<'a> {
     pub(super) request: &'a Request,
     /// What is needed from the start: name and why, in the order in which it is to be decided.
     pub(super) roots: Vec<(String, Vec<Reason>)>,
-    root_names: BTreeSet<String>,
 }
 
 /// One relation of a package, put in terms of the universe.
@@ -53,12 +52,11 @@ impl<'a> Scope<'a> {
         for wanted in &request.wanted {
             add(&wanted.name, Reason::Wanted { because: wanted.because.clone() });
         }
-        let root_names = order.iter().cloned().collect();
         let roots = order.into_iter().map(|name| {
             let why = reasons.remove(&name).unwrap_or_default();
             (name, why)
         });
-        Scope { universe, request, roots: roots.collect(), root_names }
+        Scope { universe, request, roots: roots.collect() }
     }
 
     pub(super) fn name(&self, id: Id) -> &'a str {
@@ -99,13 +97,8 @@ impl<'a> Scope<'a> {
         if ids.is_empty() {
             ids = self.universe.satisfying(&Relation::named(name));
             ids.retain(|id| self.allowed(*id));
-            self.put_roots_first(&mut ids);
         }
         ids
-    }
-
-    fn put_roots_first(&self, ids: &mut [Id]) {
-        ids.sort_by_key(|id| !self.root_names.contains(self.name(*id)));
     }
 
     /// Every Depends and Pre-Depends of `id` that counts here. An error is the text of a relation that cannot be read.
@@ -144,7 +137,6 @@ impl<'a> Scope<'a> {
             return Some(Choice::Waived(None));
         }
         self.prefer_kept(&mut ids);
-        self.put_roots_first(&mut ids);
         Some(Choice::OneOf(ids))
     }
 

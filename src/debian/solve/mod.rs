@@ -4,8 +4,7 @@
 //! The search is resolvo's (SAT, with conflict learning); what is Debian about it is here:
 //!
 //! 1. `Essential: yes` and `Priority: required` packages are roots beside the wanted ones, since nobody depends on them.
-//! 2. A relation becomes a choice between real packages ([`choice`]): the name itself, then who provides it. Packages
-//!    that are roots anyway come first, so that no second package is taken for what one of them provides already.
+//! 2. A relation becomes a choice between real packages ([`choice`]): the name itself, then who provides it.
 //! 3. What nobody needs in the end is dropped ([`prune`]): the search may have taken a first alternative before another
 //!    package brought the second.
 //!

@@ -84,6 +84,23 @@ fn an_essential_provider_is_preferred_to_a_new_package() {
 }
 
 #[test]
+fn a_package_that_is_not_needed_does_not_hold_others_back() {
+    // `xx` would be dropped in the end, but by then `lib` would have been chosen to fit it.
+    let universe = trixie(&[
+        "app 1; Depends: xx | dash (>= 3), middle",
+        "middle 2; Depends: lib",
+        "middle 1; Depends: lib",
+        "dash 3; Essential: yes",
+        "dash 2; Essential: yes",
+        "dash 1; Essential: yes",
+        "xx 1; Depends: lib (<< 2)",
+        "lib 2",
+        "lib 1",
+    ]);
+    assert_eq!(solved(&universe, &wanting(&["app"])), ["app=1", "dash=3", "lib=2", "middle=2"]);
+}
+
+#[test]
 fn a_real_package_goes_before_providers_and_a_version_needs_a_versioned_provides() {
     let universe = trixie(&[
         "aa 1; Depends: mta",
