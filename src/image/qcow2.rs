@@ -68,7 +68,7 @@ pub fn write(
 ) -> Result<u64, Qcow2Error> {
     let source = Source::open(raw)?;
     let size = source.len();
-    if size == 0 || size % SECTOR != 0 {
+    if size == 0 || !size.is_multiple_of(SECTOR) {
         return Err(Qcow2Error::Size(size));
     }
     let clusters = size.div_ceil(CLUSTER as u64);

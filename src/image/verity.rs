@@ -181,7 +181,6 @@ pub fn format(
             hash_blocks(&salted, bytes, digests);
         }
     })?;
-    drop(work);
 
     // From the lowest level to the top; the file wants them the other way round.
     let mut tree = vec![lowest];
@@ -305,7 +304,11 @@ pub fn verify(
 
 /// The number of blocks in `data` bytes.
 fn blocks(data: u64) -> Result<u64, VerityError> {
-    if data == 0 || data % BLOCK as u64 != 0 { Err(VerityError::Size(data)) } else { Ok(data / BLOCK as u64) }
+    if data == 0 || !data.is_multiple_of(BLOCK as u64) {
+        Err(VerityError::Size(data))
+    } else {
+        Ok(data / BLOCK as u64)
+    }
 }
 
 /// The number of blocks of each level over `data` blocks, the lowest first.

@@ -40,7 +40,7 @@ impl Geometry {
             return Err(FatError::Sector(sector));
         }
         let refuse = || FatError::Size { size, sector };
-        if size % u64::from(sector) != 0 {
+        if !size.is_multiple_of(u64::from(sector)) {
             return Err(refuse());
         }
         let sectors = u32::try_from(size / u64::from(sector)).map_err(|_| refuse())?;
@@ -296,7 +296,7 @@ impl<'a> Layout<'a, '_> {
 /// The entries of a long name, its end first.
 fn long_name(name: &str, checksum: u8) -> Vec<u8> {
     let mut units: Vec<u16> = name.encode_utf16().collect();
-    if units.len() % UNITS != 0 {
+    if !units.len().is_multiple_of(UNITS) {
         units.push(0);
         units.resize(units.len().next_multiple_of(UNITS), 0xFFFF);
     }
@@ -364,8 +364,8 @@ fn stamp(epoch: i64) -> (u16, u16) {
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
     let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
     let year = year_of_era + days / 146_097 * 400 + i64::from(month <= 2);
-    let date = (year - 1980) << 9 | month << 5 | day;
-    let time = second / 3600 << 11 | second % 3600 / 60 << 5 | second % 60 / 2;
+    let date = ((year - 1980) << 9) | (month << 5) | day;
+    let time = ((second / 3600) << 11) | ((second % 3600 / 60) << 5) | (second % 60 / 2);
     (date as u16, time as u16)
 }
 

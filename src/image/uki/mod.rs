@@ -182,7 +182,8 @@ fn revocation(stub: &pe::Headers<'_>, kernel: &pe::Headers<'_>) -> String {
     // Each text begins with the entry of the form itself, which must be there once and first.
     lines.extend(entries(kernel).into_iter().flatten().skip(1));
     lines.push(UKI_SBAT.to_owned());
-    lines.join("\n") + "\n"
+    // shim reads it as one C string.
+    lines.join("\n") + "\n\0"
 }
 
 /// The sections of a PE file, in the order of its table.
@@ -319,7 +320,7 @@ mod tests {
         let linux = with_sbat("sbat,1,SBAT Version\nlinux,1,L\n", 512);
         let bytes = assembled(&parts(&stub, &linux)).unwrap();
         let sections = sections(&bytes).unwrap();
-        let wanted = format!("sbat,1,SBAT Version\nstub,1,S\nlinux,1,L\n{UKI_SBAT}\n");
+        let wanted = format!("sbat,1,SBAT Version\nstub,1,S\nlinux,1,L\n{UKI_SBAT}\n\0");
         assert_eq!(
             (sections[0].name.as_str(), str::from_utf8(sections[0].bytes).unwrap()),
             (".sbat", wanted.as_str())
