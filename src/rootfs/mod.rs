@@ -8,3 +8,4 @@ pub mod elf;
 pub mod ldcache;
 pub mod step;
 pub mod sysusers;
+pub mod units;
