@@ -6,6 +6,7 @@ pub mod certs;
 pub mod depmod;
 pub mod elf;
 pub mod ldcache;
+pub mod pam;
 pub mod step;
 pub mod sysusers;
 pub mod units;
