@@ -3,6 +3,7 @@
 pub mod accounts;
 pub mod alternatives;
 pub mod certs;
+pub mod check;
 pub mod depmod;
 pub mod elf;
 pub mod ldcache;
