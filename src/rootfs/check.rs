@@ -335,6 +335,10 @@ mod tests {
         }
     }
 
+    fn add(tree: &mut Tree, path: &str, entry: Entry) {
+        put(tree, path, entry).unwrap();
+    }
+
     fn list(entry: &str) -> Vec<String> {
         vec![entry.to_owned()]
     }
@@ -377,7 +381,7 @@ mod tests {
     fn a_missing_dlopen_library_is_fatal_by_priority() {
         let note = r#"[{"soname":["libr.so.1"]},{"soname":["libs.so.1"],"priority":"suggested"}]"#;
         breaks(
-            |t| put(t, "usr/lib/liby.so", Entry::file(0o644, sample("", None, &[], note), "p")).unwrap(),
+            |t| add(t, "usr/lib/liby.so", Entry::file(0o644, sample("", None, &[], note), "p")),
             &[("dlopen", true, "/usr/lib/liby.so"), ("dlopen", false, "/usr/lib/liby.so")],
             Allow { dlopen: vec!["libr.so.1".into(), "libs.so.1".into()], ..Allow::default() },
         );
@@ -395,7 +399,7 @@ mod tests {
             Allow { dangling: list("/usr/bin/gone"), ..Allow::default() },
         );
         breaks(
-            |t| put(t, "usr/bin/pager", Entry::symlink("/etc/alternatives/pager", "p")).unwrap(),
+            |t| add(t, "usr/bin/pager", Entry::symlink("/etc/alternatives/pager", "p")),
             &[("alternative", true, "/usr/bin/pager")],
             Allow::default(),
         );
@@ -406,7 +410,15 @@ mod tests {
         let unit = "usr/lib/systemd/system/b.service";
         breaks(
             |t| {
-                put(t, unit, Entry::file(0o644, "[Unit]\nRequires=c.service\nWants=d.service dev-x.device\nAfter=e.service\n[Service]\nExecStart=/usr/bin/none\n", "p")).unwrap()
+                add(
+                    t,
+                    unit,
+                    Entry::file(
+                        0o644,
+                        "[Unit]\nRequires=c.service\nWants=d.service dev-x.device\nAfter=e.service\n[Service]\nExecStart=/usr/bin/none\n",
+                        "p",
+                    ),
+                );
             },
             &[
                 ("unit-reference", true, "/usr/lib/systemd/system/b.service"),
@@ -417,12 +429,11 @@ mod tests {
         );
         breaks(
             |t| {
-                put(
+                add(
                     t,
                     "etc/systemd/system/default.target.wants/g.service",
                     Entry::symlink("/usr/lib/systemd/system/g.service", "p"),
-                )
-                .unwrap()
+                );
             },
             &[("unit-reference", true, "/etc/systemd/system/default.target.wants/g.service")],
             Allow { units: list("g.service"), ..Allow::default() },
@@ -495,12 +506,8 @@ mod tests {
         );
         breaks(with("etc/shadow", |_| ()), &[("mode", true, "/etc/shadow")], none());
         breaks(with("var/lib/p/x", |_| ()), &[("hidden-var", false, "/var/lib/p")], none());
-        breaks(|t| put(t, "tmp", Entry::dir(0o1777, "p")).unwrap(), &[], none());
-        breaks(
-            |t| put(t, "tmp", Entry::dir(0o777, "p")).unwrap(),
-            &[("world-writable", true, "/tmp")],
-            none(),
-        );
+        breaks(|t| add(t, "tmp", Entry::dir(0o1777, "p")), &[], none());
+        breaks(|t| add(t, "tmp", Entry::dir(0o777, "p")), &[("world-writable", true, "/tmp")], none());
     }
 
     #[test]
