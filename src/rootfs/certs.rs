@@ -28,7 +28,7 @@ pub fn certs(tree: &mut Tree) -> Result<usize, StepError> {
         bundle.push_str(pem.trim_end_matches('\n'));
         bundle.push('\n');
         // The tool's own rule for names: blanks and brackets would need quoting in scripts.
-        let name = path.name().trim_end_matches(".crt").replace(' ', "_").replace('(', "=").replace(')', "=");
+        let name = path.name().trim_end_matches(".crt").replace(' ', "_").replace(['(', ')'], "=");
         let name = name.replace(',', "_");
         put(tree, &format!("etc/ssl/certs/{name}.pem"), Entry::symlink(format!("/{path}"), STEP))?;
     }

@@ -305,3 +305,97 @@ fn normal_alias(alias: &str) -> Option<String> {
     }
     (!inside).then_some(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::module::tests::sample;
+    use super::*;
+    use crate::tree::Kind;
+
+    fn tree(modules: &[(&str, Vec<u8>)]) -> Tree {
+        let mut tree = Tree::new();
+        let base = "usr/lib/modules/6.1";
+        for (path, bytes) in modules {
+            put(&mut tree, &format!("{base}/{path}"), Entry::file(0o644, bytes.clone(), "linux")).unwrap();
+        }
+        let mut add = |name: &str, text: &str| {
+            put(&mut tree, &format!("{base}/{name}"), Entry::file(0o644, text, "linux")).unwrap();
+        };
+        add("modules.order", "kernel/fs/z-fs.ko\nkernel/lib/crc.ko\n");
+        add("modules.builtin", "kernel/fs/ext4.ko\n");
+        add("modules.builtin.modinfo", "ext4.alias=fs-ext4\0ext4.license=GPL\0");
+        tree
+    }
+
+    fn read(tree: &Tree, name: &str) -> String {
+        let bytes = bytes(tree, &format!("usr/lib/modules/6.1/{name}")).unwrap().unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    #[test]
+    fn writes_dependencies_aliases_symbols_and_devices() {
+        let mut tree = tree(&[
+            ("kernel/lib/crc.ko", sample(&[], &["crc"], &["helper"])),
+            ("kernel/lib/help.ko", sample(&[], &["helper"], &["printk"])),
+            (
+                "kernel/fs/z-fs.ko",
+                sample(
+                    &[
+                        "alias=fs-z",
+                        "alias=devname:z",
+                        "alias=char-major-10-9",
+                        "softdep=pre: crc",
+                        "weakdep=x",
+                        "firmware=z.bin",
+                    ],
+                    &[],
+                    &["crc", "printk"],
+                ),
+            ),
+        ]);
+        let modules = depmod(&mut tree, "6.1").unwrap();
+        assert_eq!(
+            read(&tree, "modules.dep"),
+            "kernel/fs/z-fs.ko: kernel/lib/crc.ko kernel/lib/help.ko\nkernel/lib/crc.ko: kernel/lib/help.ko\nkernel/lib/help.ko:\n"
+        );
+        assert!(
+            read(&tree, "modules.alias")
+                .ends_with("alias fs-z z_fs\nalias devname:z z_fs\nalias char-major-10-9 z_fs\n")
+        );
+        assert!(read(&tree, "modules.symbols").ends_with("alias symbol:crc crc\nalias symbol:helper help\n"));
+        assert!(read(&tree, "modules.devname").ends_with("z_fs z c10:9\n"));
+        assert!(read(&tree, "modules.softdep").ends_with("softdep z_fs pre: crc\n"));
+        assert!(read(&tree, "modules.weakdep").ends_with("weakdep z_fs x\n"));
+        assert!(read(&tree, "modules.builtin.bin").contains("xt4"));
+        assert!(read(&tree, "modules.builtin.alias.bin").contains("s_ext4\0"));
+        let fs = &modules.by_name["z_fs"];
+        assert_eq!(
+            (fs.needs.as_slice(), fs.firmware.as_slice()),
+            (&["crc".into(), "help".into()][..], &["z.bin".into()][..])
+        );
+        assert!(modules.builtin.contains_key("ext4"));
+        let dep = tree.get("usr/lib/modules/6.1/modules.dep").unwrap();
+        assert!(matches!(dep.kind, Kind::File(_)) && &*dep.owner == "kiln:depmod");
+    }
+
+    #[test]
+    fn circles_compressed_and_damaged_modules_are_refused() {
+        let circle = [("a.ko", sample(&[], &["a"], &["b"])), ("b.ko", sample(&[], &["b"], &["a"]))];
+        let error = depmod(&mut tree(&circle), "6.1").unwrap_err();
+        assert_eq!(error.to_string(), "modules depend on each other in a circle: a, b");
+        let error = depmod(&mut tree(&[("a.ko.xz", vec![])]), "6.1").unwrap_err();
+        assert!(matches!(error, DepmodError::Compressed(_)));
+        let mut cut = sample(&["a=b"], &[], &["x"]);
+        cut.truncate(cut.len() - 100);
+        let error = depmod(&mut tree(&[("a.ko", cut)]), "6.1").unwrap_err();
+        assert!(matches!(error, DepmodError::Module { .. }), "{error}");
+        assert!(matches!(depmod(&mut Tree::new(), "6.1"), Err(DepmodError::NoModules(_))));
+    }
+
+    #[test]
+    fn aliases_are_normalised_outside_of_brackets() {
+        assert_eq!(normal_alias("a-b[c-d]-e").as_deref(), Some("a_b[c-d]_e"));
+        assert_eq!(normal_alias("a[b"), None);
+        assert_eq!(normal_alias("a]b"), None);
+    }
+}

@@ -16,6 +16,9 @@ const PREFIX: u32 = 0x8000_0000;
 const VALUES: u32 = 0x4000_0000;
 const CHILDREN: u32 = 0x2000_0000;
 
+/// A key and its values.
+type Pair<'a> = (&'a [u8], &'a [(u32, String)]);
+
 /// Keys with their values, lowest priority number first.
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -40,8 +43,7 @@ impl Index {
 
     /// The bytes of the index file.
     pub(super) fn encode(&self) -> Vec<u8> {
-        let sorted: Vec<(&[u8], &[(u32, String)])> =
-            self.keys.iter().map(|(k, v)| (k.as_bytes(), v.as_slice())).collect();
+        let sorted: Vec<Pair<'_>> = self.keys.iter().map(|(k, v)| (k.as_bytes(), v.as_slice())).collect();
         // The root has no prefix of its own, even when all keys begin alike.
         let root = Node::of(&sorted, 0, true);
         let mut out = Vec::new();
@@ -61,7 +63,7 @@ struct Node<'a> {
 
 impl<'a> Node<'a> {
     /// The node for `keys`, which are sorted and share their first `depth` bytes.
-    fn of(keys: &[(&'a [u8], &'a [(u32, String)])], depth: usize, root: bool) -> Self {
+    fn of(keys: &[Pair<'a>], depth: usize, root: bool) -> Self {
         let (first, last) = match (keys.first(), keys.last()) {
             (Some((first, _)), Some((last, _))) => (&first[depth..], &last[depth..]),
             _ => (&[][..], &[][..]),
@@ -72,8 +74,7 @@ impl<'a> Node<'a> {
         let mut node = Node { prefix: &first[..shared], values: &[], children: Vec::new(), total: 0 };
         let depth = depth + shared;
         let mut rest = keys;
-        if let Some((key, values)) = keys.first().filter(|(key, _)| key.len() == depth) {
-            debug_assert_eq!(key.len(), depth);
+        if let Some((_, values)) = keys.first().filter(|(key, _)| key.len() == depth) {
             node.values = values;
             rest = &keys[1..];
         }

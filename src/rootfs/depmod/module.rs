@@ -125,8 +125,51 @@ fn parse(path: &str, data: &[u8]) -> Result<Module, ModuleError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// A relocatable x86-64 file with `.modinfo`, exported names in `__ksymtab_strings` and undefined symbols.
+    pub(in crate::rootfs) fn sample(info: &[&str], exports: &[&str], imports: &[&str]) -> Vec<u8> {
+        let join =
+            |texts: &[&str]| texts.iter().flat_map(|t| [t.as_bytes(), &[0]].concat()).collect::<Vec<u8>>();
+        let mut strings = vec![0];
+        let mut symbols = vec![0; 24];
+        for name in imports {
+            symbols.extend((strings.len() as u32).to_le_bytes());
+            symbols.extend([0x10, 0, 0, 0]); // global, undefined section
+            symbols.extend([0; 16]);
+            strings.extend(join(&[name]));
+        }
+        let names = join(&["", ".modinfo", "__ksymtab_strings", ".symtab", ".strtab"]);
+        // Offset of the name, type, bytes, section of strings, size of an entry.
+        let sections: [(u32, u32, Vec<u8>, u32, u64); 6] = [
+            (0, 0, Vec::new(), 0, 0),
+            (1, 1, join(info), 0, 0),
+            (10, 1, join(exports), 0, 0),
+            (28, 2, symbols, 4, 24),
+            (36, 3, strings, 0, 0),
+            (0, 3, names, 0, 0),
+        ];
+        let bytes: usize = sections.iter().map(|s| s.2.len().next_multiple_of(8)).sum();
+        let mut out = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        out.extend([1_u16, 62].into_iter().flat_map(u16::to_le_bytes));
+        out.extend(1_u32.to_le_bytes());
+        out.extend([0, 0, 64 + bytes as u64].into_iter().flat_map(u64::to_le_bytes));
+        out.extend(0_u32.to_le_bytes());
+        out.extend([64_u16, 0, 0, 64, 6, 5].into_iter().flat_map(u16::to_le_bytes));
+        let mut headers = Vec::new();
+        for (name, kind, data, link, entry) in sections {
+            headers.extend([name, kind].into_iter().flat_map(u32::to_le_bytes));
+            headers
+                .extend([0, 0, out.len() as u64, data.len() as u64].into_iter().flat_map(u64::to_le_bytes));
+            headers.extend([link, 0].into_iter().flat_map(u32::to_le_bytes));
+            headers.extend([8, entry].into_iter().flat_map(u64::to_le_bytes));
+            out.extend(&data);
+            out.resize(out.len().next_multiple_of(8), 0);
+        }
+        out.extend(headers);
+        out
+    }
 
     #[test]
     fn names_drop_folders_and_endings() {
