@@ -140,14 +140,11 @@ impl Machine {
         }
     }
 
-    /// Presses the power button and waits for the end; after `limit` pulls the plug. True when the guest went by itself.
+    /// Waits for the guest to switch itself off; after `limit` pulls the plug. True when the guest went by itself.
     ///
     /// # Errors
     /// Ctrl-C, or QEMU crashed meanwhile.
-    pub fn power_off(&mut self, limit: Duration) -> Result<bool, Failure> {
-        if let Err(error) = self.qmp.system_powerdown() {
-            tracing::debug!(%error, "power button");
-        }
+    pub fn ended(&mut self, limit: Duration) -> Result<bool, Failure> {
         match self.wait(limit)? {
             Some(status) => {
                 self.child.judge(status)?;

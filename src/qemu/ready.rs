@@ -16,6 +16,9 @@
 //! end
 //! ```
 //!
+//! Then it waits for the word `poweroff` ([`power_off`]), so that ending in order needs neither logind nor a power button's
+//! driver in the image.
+//!
 //! vsock with `vmm.notify_socket` would need no script, but needs vhost-vsock on the host, which containers and CI seldom have.
 
 use std::collections::BTreeMap;
@@ -49,7 +52,7 @@ until [ -c "$port" ]; do
   n=$((n + 1)); [ "$n" -gt 1200 ] && exit 1
   sleep 0.1
 done
-exec >"$port" 2>/dev/null
+exec 3<>"$port" >&3 2>/dev/null
 (while sleep 10; do
   systemctl list-jobs --no-legend --plain | while read -r line; do echo "job $line"; done
   echo jobs-end
@@ -78,6 +81,7 @@ for uuid in /sys/block/dm-*/dm/uuid; do
   [ -r "$uuid" ] && read -r line <"$uuid" && echo "mapper $line"
 done
 echo end
+read -r order <&3 && [ "$order" = poweroff ] && systemctl poweroff --no-block
 "#;
 
 /// The credentials that make a machine report.
@@ -203,6 +207,15 @@ impl Parser {
             userspace: finish.saturating_sub(userspace) / 1000,
         }
     }
+}
+
+/// Tells the script to switch the machine off in order; then [`Machine::ended`] waits for it.
+///
+/// # Errors
+/// [`Kind::Test`] when the port is closed already.
+pub fn power_off(machine: &Machine, port: usize) -> Result<(), Failure> {
+    let sent = machine.ports.get(port).map_or(Ok(()), |port| port.send(b"poweroff\n"));
+    sent.map_err(|error| Failure::new(Kind::Test, "the machine closed its report's port").because(error))
 }
 
 /// Console lines after which no report will come.
