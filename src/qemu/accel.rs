@@ -1,0 +1,225 @@
+//! Which accelerator to use, proven by a guest.
+//!
+//! A /dev/kvm that opens says little: nested and cloud hosts have ones whose guests hang, or that end QEMU when it sets the
+//! CPU's registers. So [`prove`] starts QEMU exactly as a machine would be started (same `-cpu`) with a guest of a few
+//! instructions that prints [`TOKEN`] and ends. If that does not come within [`LIMIT`], the machine runs under TCG, and
+//! [`Choice::reason`] says why.
+
+use std::path::Path;
+use std::time::Duration;
+
+use fs_err as fs;
+
+use super::Arch;
+use crate::error::Failure;
+use crate::exec::{self, Tool};
+
+/// What the test guest prints.
+pub const TOKEN: &str = "kiln-guest-alive";
+/// A working KVM answers in a fifth of a second; five leave room for a busy host.
+pub const LIMIT: Duration = Duration::from_secs(5);
+
+/// How guest code is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accel {
+    /// By the host's CPU.
+    Kvm,
+    /// Translated by QEMU: any guest on any host, ten to thirty times slower.
+    Tcg,
+}
+
+impl Accel {
+    /// The value of `-accel`.
+    pub fn argument(self) -> &'static str {
+        match self {
+            Accel::Kvm => "kvm",
+            Accel::Tcg => "tcg,thread=multi",
+        }
+    }
+
+    /// The value of `-cpu`. Translated ARM guests get a plain core: `max` has pointer authentication, which costs TCG dearly.
+    pub fn cpu(self, arch: Arch) -> &'static str {
+        match (self, arch) {
+            (Accel::Kvm, _) => "host",
+            (Accel::Tcg, Arch::X86_64) => "max",
+            (Accel::Tcg, Arch::Aarch64) => "neoverse-n1",
+        }
+    }
+
+    /// The name for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            Accel::Kvm => "KVM",
+            Accel::Tcg => "TCG",
+        }
+    }
+}
+
+/// An accelerator and why it was chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The accelerator.
+    pub accel: Accel,
+    /// The reason, half a sentence.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Choice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "accelerator: {} ({})", self.accel.word(), self.reason)
+    }
+}
+
+/// Chooses the accelerator for guests of `arch`, with the emulator of the tool tree at `root`.
+///
+/// # Errors
+/// The emulator is missing, the temporary folder cannot be written, or Ctrl-C. A KVM that does not work is no error.
+pub fn prove(root: &Path, arch: Arch) -> Result<Choice, Failure> {
+    let tcg = |reason: &str| Ok(Choice { accel: Accel::Tcg, reason: reason.to_owned() });
+    if Arch::host() != Some(arch) {
+        return tcg(&format!("this host cannot run {arch} code itself"));
+    }
+    let emulator = Tool::from_tree(root, arch.emulator())?;
+    match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return tcg("there is no /dev/kvm"),
+        Err(_) => return tcg("/dev/kvm may not be opened by this user"),
+        Ok(_) => {}
+    }
+    match try_guest(root, &emulator, arch, Accel::Kvm) {
+        Ok(true) => Ok(Choice { accel: Accel::Kvm, reason: "its test guest answered".to_owned() }),
+        Ok(false) => tcg("KVM is there but its test guest ended without an answer"),
+        Err(exec::Error::Timeout { .. }) => {
+            tcg(&format!("KVM is there but its test guest did not answer in {} s", LIMIT.as_secs()))
+        }
+        Err(exec::Error::Signal { .. } | exec::Error::Exit { .. }) => {
+            tcg("KVM is there but QEMU failed to start its test guest")
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Runs the test guest; true when its token came.
+fn try_guest(root: &Path, emulator: &Tool, arch: Arch, accel: Accel) -> Result<bool, exec::Error> {
+    let io_error = |source| exec::Error::Io { program: emulator.name().to_owned(), source };
+    let folder = tempfile::Builder::new().prefix("kiln-accel-").tempdir().map_err(io_error)?;
+    let (guest, answer) = (folder.path().join("guest.bin"), folder.path().join("answer"));
+    fs::write(&guest, guest_bytes(arch)).map_err(io_error)?;
+    let command = emulator
+        .command()
+        .limit(LIMIT)
+        .args(["-no-user-config", "-nodefaults", "-display", "none", "-m", "64M", "-no-reboot", "-L"])
+        .arg(root.join("usr/share/qemu"))
+        .args(["-accel", accel.argument(), "-cpu", accel.cpu(arch), "-chardev"])
+        .arg(format!("file,id=answer,path={}", answer.display().to_string().replace(',', ",,")));
+    let command = match arch {
+        Arch::X86_64 => command
+            .args(["-machine", "q35", "-device", "isa-debugcon,iobase=0xe9,chardev=answer"])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-bios"])
+            .arg(&guest),
+        Arch::Aarch64 => {
+            command.args(["-machine", "virt", "-serial", "chardev:answer", "-kernel"]).arg(&guest)
+        }
+    };
+    match command.run() {
+        // isa-debug-exit ends QEMU with twice the byte plus one: 0x10 gives 33.
+        Ok(()) | Err(exec::Error::Exit { code: 33, .. }) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(fs::read_to_string(&answer).map_err(io_error)?.contains(TOKEN))
+}
+
+/// The test guest: on x86 a firmware of 64 KiB that starts at the reset vector, on ARM a flat kernel.
+fn guest_bytes(arch: Arch) -> Vec<u8> {
+    match arch {
+        Arch::X86_64 => x86_rom(),
+        Arch::Aarch64 => arm_kernel(),
+    }
+}
+
+/// ```text
+/// ff00  fa            cli
+/// ff01  fc            cld
+/// ff02  be 16 ff      mov  si, 0xff16     ; the token, at the end of the code
+/// ff05  2e ac         cs lodsb
+/// ff07  84 c0         test al, al
+/// ff09  74 04         jz   0xff0f
+/// ff0b  e6 e9         out  0xe9, al       ; isa-debugcon
+/// ff0d  eb f6         jmp  0xff05
+/// ff0f  b0 10         mov  al, 0x10
+/// ff11  e6 f4         out  0xf4, al       ; isa-debug-exit
+/// ff13  f4            hlt
+/// ff14  eb fd         jmp  0xff13
+/// ff16  TOKEN, 0
+/// fff0  e9 0d ff      jmp  0xff00         ; where an x86 CPU begins
+/// ```
+fn x86_rom() -> Vec<u8> {
+    let mut code = vec![
+        0xfa, 0xfc, 0xbe, 0x16, 0xff, 0x2e, 0xac, 0x84, 0xc0, 0x74, 0x04, 0xe6, 0xe9, 0xeb, 0xf6, 0xb0, 0x10,
+        0xe6, 0xf4, 0xf4, 0xeb, 0xfd,
+    ];
+    code.extend_from_slice(TOKEN.as_bytes());
+    let mut rom = vec![0; 0xff00];
+    rom.extend(code);
+    rom.resize(0xfff0, 0);
+    rom.extend([0xe9, 0x0d, 0xff]);
+    rom.resize(0x1_0000, 0);
+    rom
+}
+
+/// ```text
+/// 00  movz x1, #0x0900, lsl 16     ; PL011 of the virt machine
+/// 04  adr  x0, 0x28                ; the token
+/// 08  ldrb w2, [x0], #1
+/// 0c  cbz  w2, 0x18
+/// 10  strb w2, [x1]
+/// 14  b    0x08
+/// 18  movz w0, #0x8400, lsl 16
+/// 1c  movk w0, #0x0008             ; PSCI SYSTEM_OFF
+/// 20  hvc  #0
+/// 24  b    0x24
+/// 28  TOKEN, 0
+/// ```
+fn arm_kernel() -> Vec<u8> {
+    let code: [u32; 10] = [
+        0xd2a1_2001,
+        0x1000_0120,
+        0x3840_1402,
+        0x3400_0062,
+        0x3900_0022,
+        0x17ff_fffd,
+        0x52b0_8000,
+        0x7280_0100,
+        0xd400_0002,
+        0x1400_0000,
+    ];
+    let mut kernel: Vec<u8> = code.iter().flat_map(|word| word.to_le_bytes()).collect();
+    kernel.extend_from_slice(TOKEN.as_bytes());
+    kernel.push(0);
+    kernel
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_x86_guest_starts_at_the_reset_vector_and_reaches_its_token() {
+        let rom = x86_rom();
+        assert_eq!(rom.len(), 0x1_0000);
+        let jump = i16::from_le_bytes([rom[0xfff1], rom[0xfff2]]);
+        assert_eq!(0xfff3 + i32::from(jump), 0xff00);
+        let token = usize::from(u16::from_le_bytes([rom[0xff03], rom[0xff04]]));
+        assert_eq!(&rom[token..token + TOKEN.len()], TOKEN.as_bytes());
+        assert_eq!(rom[token + TOKEN.len()], 0);
+    }
+
+    #[test]
+    fn a_foreign_architecture_is_translated_without_a_trial() {
+        let foreign = if Arch::host() == Some(Arch::X86_64) { Arch::Aarch64 } else { Arch::X86_64 };
+        let choice = prove(Path::new("/nowhere"), foreign).unwrap();
+        assert_eq!(
+            choice.to_string(),
+            format!("accelerator: TCG (this host cannot run {foreign} code itself)")
+        );
+    }
+}

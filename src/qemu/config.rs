@@ -1,0 +1,412 @@
+//! What a machine is, and the QEMU arguments that say so.
+//!
+//! [`MachineConfig::to_args`] is a pure function of the configuration and of the [`Places`] in the run folder. Devices and
+//! block nodes are given as JSON, which QEMU takes since 6.2 and which needs no escaping of commas in paths.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::Arch;
+use super::accel::Accel;
+use super::firmware::Firmware;
+use crate::error::{Failure, Kind};
+
+/// How an image file is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// The bytes of the disk.
+    Raw,
+    /// QEMU's copy-on-write format.
+    Qcow2,
+}
+
+impl Format {
+    /// QEMU's name of the format.
+    pub fn word(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow2 => "qcow2",
+        }
+    }
+}
+
+/// The controller a disk hangs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    /// `virtio-blk-pci`
+    VirtioBlk,
+    /// `nvme`
+    Nvme,
+    /// `ide-hd` on an AHCI controller
+    Ahci,
+    /// `usb-storage` on an xHCI controller
+    UsbStorage,
+}
+
+/// A disk of a machine. The file is opened read-only; writes go to an overlay in the run folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The image.
+    pub path: PathBuf,
+    /// Its layout.
+    pub format: Format,
+    /// Its controller.
+    pub bus: Bus,
+    /// The size in bytes that the guest sees; at least the image's. First boot fills the difference with root-B and /var.
+    pub size: Option<u64>,
+    /// The serial number the guest sees, at most 20 bytes.
+    pub serial: String,
+}
+
+/// The model of a network card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NicModel {
+    /// `virtio-net-pci`
+    Virtio,
+    /// `e1000e`
+    E1000e,
+    /// `igb`
+    Igb,
+}
+
+/// What a network card is plugged into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// QEMU's own NAT (libslirp): the guest reaches what the host reaches; `ssh` is a port on the host's loopback
+    /// that leads to port 22 of the guest.
+    User {
+        /// The port on 127.0.0.1.
+        ssh: Option<u16>,
+    },
+    /// A unix socket that somebody listens on; each frame is preceded by its length as 32 bits big-endian.
+    Stream(PathBuf),
+}
+
+/// A network card.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nic {
+    /// Its model.
+    pub model: NicModel,
+    /// Its hardware address, as in `52:54:00:00:00:01`.
+    pub mac: String,
+    /// What it is plugged into.
+    pub link: Link,
+}
+
+/// What the machine starts from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Boot {
+    /// UEFI, then the disk's own boot loader: what hardware does.
+    Firmware(Firmware),
+    /// A kernel handed over by QEMU, for tests of parts.
+    Kernel {
+        /// The kernel image.
+        kernel: PathBuf,
+        /// The initial RAM disk.
+        initrd: Option<PathBuf>,
+        /// The kernel's command line.
+        cmdline: String,
+    },
+}
+
+/// A whole machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineConfig {
+    /// The name in messages and of the process.
+    pub name: String,
+    /// The architecture.
+    pub arch: Arch,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// Virtual CPUs.
+    pub cpus: u32,
+    /// How guest code is run.
+    pub accel: Accel,
+    /// What it starts from.
+    pub boot: Boot,
+    /// Its disks, the one to boot from first.
+    pub disks: Vec<Disk>,
+    /// Its network cards.
+    pub nics: Vec<Nic>,
+    /// systemd credentials, handed over in SMBIOS type 11 strings: name and bytes (systemd.system-credentials(7)).
+    pub credentials: Vec<(String, Vec<u8>)>,
+    /// Words that systemd-stub adds to the kernel's command line (systemd-stub(7)); ignored under Secure Boot.
+    pub cmdline_extra: Option<String>,
+    /// virtio-serial ports: name in the guest's /dev/virtio-ports.
+    pub ports: Vec<String>,
+    /// End QEMU instead of rebooting the guest.
+    pub no_reboot: bool,
+}
+
+/// Where the files of a running machine are. All are made by [`super::machine`].
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// The run folder.
+    pub folder: PathBuf,
+    /// QEMU's own data, `ROOT/usr/share`.
+    pub share: PathBuf,
+}
+
+impl Places {
+    /// The control socket.
+    pub fn qmp(&self) -> PathBuf {
+        self.folder.join("qmp.sock")
+    }
+    /// The serial line's socket.
+    pub fn console(&self) -> PathBuf {
+        self.folder.join("console.sock")
+    }
+    /// The socket of a virtio-serial port.
+    pub fn port(&self, name: &str) -> PathBuf {
+        self.folder.join(format!("{name}.sock"))
+    }
+    /// The copy of the variable store.
+    pub fn vars(&self) -> PathBuf {
+        self.folder.join("vars.fd")
+    }
+    /// The overlay of disk `index`.
+    pub fn overlay(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("disk{index}.qcow2"))
+    }
+    /// The SMBIOS string number `index`.
+    pub fn smbios(&self, index: usize) -> PathBuf {
+        self.folder.join(format!("smbios{index}.txt"))
+    }
+}
+
+impl MachineConfig {
+    /// Refuses what QEMU or the guest would refuse later and less clearly.
+    ///
+    /// # Errors
+    /// [`Kind::Input`], naming the machine, the value and the bound.
+    pub fn validate(&self) -> Result<(), Failure> {
+        let refuse = |what: String| Err(Failure::new(Kind::Input, format!("machine {}: {what}", self.name)));
+        if self.name.is_empty() || !self.name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+            return refuse("the name may hold letters, digits and - only".to_owned());
+        }
+        if self.memory < 128 {
+            return refuse(format!("{} MiB of memory do not boot a node, give at least 128", self.memory));
+        }
+        if !(1..=255).contains(&self.cpus) {
+            return refuse(format!("{} CPUs: give 1 to 255", self.cpus));
+        }
+        for disk in &self.disks {
+            if disk.serial.is_empty() || disk.serial.len() > 20 || !disk.serial.is_ascii() {
+                return refuse(format!("disk serial `{}` must have 1 to 20 ASCII characters", disk.serial));
+            }
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            if self.disks.iter().take(index).any(|other| other.serial == disk.serial) {
+                return refuse(format!("two disks have the serial `{}`", disk.serial));
+            }
+        }
+        for (index, nic) in self.nics.iter().enumerate() {
+            let octets: Vec<_> = nic.mac.split(':').map(|part| u8::from_str_radix(part, 16)).collect();
+            if octets.len() != 6 || nic.mac.len() != 17 || octets.iter().any(Result::is_err) {
+                return refuse(format!("`{}` is no hardware address, write 52:54:00:12:34:56", nic.mac));
+            }
+            if self.nics.iter().take(index).any(|other| other.mac == nic.mac) {
+                return refuse(format!("two network cards have the address {}", nic.mac));
+            }
+        }
+        for (name, _) in &self.credentials {
+            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b)) {
+                return refuse(format!(
+                    "credential name `{name}` may hold letters, digits, `.`, `_`, `-` and `@` only"
+                ));
+            }
+        }
+        if matches!(self.boot, Boot::Kernel { .. }) {
+            if self.arch == Arch::Aarch64 && !self.credentials.is_empty() {
+                return refuse(
+                    "a kernel started directly on aarch64 sees no SMBIOS, so no credentials".to_owned(),
+                );
+            }
+            if self.cmdline_extra.is_some() {
+                return refuse(
+                    "extra words reach the kernel through systemd-stub only, not a direct kernel".to_owned(),
+                );
+            }
+        } else if self.disks.is_empty() {
+            return refuse("firmware needs a disk to boot from".to_owned());
+        }
+        Ok(())
+    }
+
+    /// The SMBIOS type 11 strings, in order: one credential each (`io.systemd.credential.binary:NAME=BASE64`), then the
+    /// extra command line.
+    pub fn smbios_strings(&self) -> Vec<String> {
+        let credential = |(name, bytes): &(String, Vec<u8>)| {
+            format!("io.systemd.credential.binary:{name}={}", base64(bytes))
+        };
+        let extra = |words: &String| format!("io.systemd.stub.kernel-cmdline-extra={words}");
+        self.credentials.iter().map(credential).chain(self.cmdline_extra.iter().map(extra)).collect()
+    }
+
+    /// QEMU's arguments.
+    pub fn to_args(&self, places: &Places) -> Vec<String> {
+        let mut args = Args::default();
+        args.flag("-no-user-config").flag("-nodefaults");
+        args.pair("-name", format!("{},process=kiln-{}", self.name, self.name));
+        // Firmware tables, option ROMs and key maps come from the same tree as QEMU itself.
+        for data in ["qemu", "seabios"] {
+            args.pair("-L", text(&places.share.join(data)));
+        }
+        let machine = match self.arch {
+            Arch::X86_64 => "q35,vmport=off,hpet=off",
+            Arch::Aarch64 => "virt,gic-version=3",
+        };
+        args.pair("-machine", machine);
+        args.pair("-accel", self.accel.argument()).pair("-cpu", self.accel.cpu(self.arch));
+        args.pair("-smp", self.cpus.to_string()).pair("-m", format!("{}M", self.memory));
+        args.pair("-display", "none").pair("-rtc", "base=utc,clock=host");
+        if self.no_reboot {
+            args.flag("-no-reboot");
+        }
+        self.boot_args(&mut args, places);
+        args.device(&json!({"driver": "virtio-rng-pci", "id": "rng0"}));
+        args.pair("-chardev", format!("socket,id=qmp,path={},server=on,wait=off", comma(&places.qmp())));
+        args.pair("-mon", "chardev=qmp,mode=control");
+        // `wait=on`: QEMU starts the guest only when kiln listens, so the first line of firmware is not lost.
+        args.pair(
+            "-chardev",
+            format!("socket,id=console,path={},server=on,wait=on", comma(&places.console())),
+        );
+        args.pair("-serial", "chardev:console");
+        if !self.ports.is_empty() {
+            args.device(&json!({"driver": "virtio-serial-pci", "id": "serial0"}));
+        }
+        for (index, port) in self.ports.iter().enumerate() {
+            let path = comma(&places.port(port));
+            args.pair("-chardev", format!("socket,id=port{index},path={path},server=on,wait=off"));
+            args.device(&json!({"driver": "virtserialport", "bus": "serial0.0", "chardev": format!("port{index}"), "name": port}));
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            disk_args(&mut args, index, disk, &places.overlay(index));
+        }
+        for (index, nic) in self.nics.iter().enumerate() {
+            nic_args(&mut args, index, nic);
+        }
+        for index in 0..self.smbios_strings().len() {
+            args.pair("-smbios", format!("type=11,path={}", comma(&places.smbios(index))));
+        }
+        args.0
+    }
+
+    fn boot_args(&self, args: &mut Args, places: &Places) {
+        match &self.boot {
+            Boot::Firmware(firmware) => {
+                args.blockdev(&json!({"driver": "file", "node-name": "code", "filename": text(&firmware.code), "read-only": true}));
+                args.blockdev(
+                    &json!({"driver": "file", "node-name": "vars", "filename": text(&places.vars())}),
+                );
+                args.pair("-machine", "pflash0=code,pflash1=vars");
+            }
+            Boot::Kernel { kernel, initrd, cmdline } => {
+                args.pair("-kernel", text(kernel)).pair("-append", cmdline.as_str());
+                if let Some(initrd) = initrd {
+                    args.pair("-initrd", text(initrd));
+                }
+            }
+        }
+    }
+}
+
+fn disk_args(args: &mut Args, index: usize, disk: &Disk, overlay: &Path) {
+    let node = format!("disk{index}");
+    // The overlay lives as long as the run: a flush to the host's disk would cost time and prove nothing. A power cut of
+    // the guest is not one of the host.
+    args.blockdev(&json!({
+        "driver": "qcow2", "node-name": node, "discard": "unmap", "cache": {"no-flush": true},
+        "file": {"driver": "file", "filename": text(overlay), "discard": "unmap", "cache": {"no-flush": true}},
+    }));
+    let mut device =
+        json!({"drive": node, "id": format!("dev-{node}"), "serial": disk.serial, "bootindex": index});
+    let driver = match disk.bus {
+        Bus::VirtioBlk => "virtio-blk-pci",
+        Bus::Nvme => "nvme",
+        Bus::Ahci => {
+            args.device(&json!({"driver": "ich9-ahci", "id": format!("ahci{index}")}));
+            device["bus"] = json!(format!("ahci{index}.0"));
+            "ide-hd"
+        }
+        Bus::UsbStorage => {
+            args.device(&json!({"driver": "qemu-xhci", "id": format!("usb{index}")}));
+            device["bus"] = json!(format!("usb{index}.0"));
+            "usb-storage"
+        }
+    };
+    device["driver"] = json!(driver);
+    args.device(&device);
+}
+
+fn nic_args(args: &mut Args, index: usize, nic: &Nic) {
+    let id = format!("net{index}");
+    let netdev = match &nic.link {
+        Link::User { ssh } => {
+            let forward = ssh.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:22")).unwrap_or_default();
+            format!("user,id={id}{forward}")
+        }
+        Link::Stream(path) => {
+            format!("stream,id={id},server=off,addr.type=unix,addr.path={}", comma(path))
+        }
+    };
+    args.pair("-netdev", netdev);
+    let driver = match nic.model {
+        NicModel::Virtio => "virtio-net-pci",
+        NicModel::E1000e => "e1000e",
+        NicModel::Igb => "igb",
+    };
+    // No option ROM: the machines boot from disk, and network boot would cost each start some seconds.
+    args.device(&json!({"driver": driver, "netdev": id, "mac": nic.mac, "romfile": ""}));
+}
+
+#[derive(Default)]
+struct Args(Vec<String>);
+
+impl Args {
+    fn flag(&mut self, name: &str) -> &mut Self {
+        self.0.push(name.to_owned());
+        self
+    }
+    fn pair(&mut self, name: &str, value: impl Into<String>) -> &mut Self {
+        self.0.extend([name.to_owned(), value.into()]);
+        self
+    }
+    fn device(&mut self, device: &Value) {
+        self.pair("-device", device.to_string());
+    }
+    fn blockdev(&mut self, node: &Value) {
+        self.pair("-blockdev", node.to_string());
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// A path inside a comma-separated option: a comma is written twice.
+fn comma(path: &Path) -> String {
+    text(path).replace(',', ",,")
+}
+
+/// Base64 of RFC 4648 section 4, with padding.
+fn base64(bytes: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let group = chunk.iter().fold(0u32, |acc, &b| acc << 8 | u32::from(b)) << (8 * (3 - chunk.len()));
+        for place in 0..4 {
+            if place <= chunk.len() {
+                out.push(char::from(ALPHABET[(group >> (18 - 6 * place) & 63) as usize]));
+            } else {
+                out.push('=');
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

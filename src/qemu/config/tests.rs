@@ -1,0 +1,87 @@
+use super::*;
+
+fn config(arch: Arch) -> MachineConfig {
+    MachineConfig {
+        name: "server-1".to_owned(),
+        arch,
+        memory: 2048,
+        cpus: 2,
+        accel: Accel::Tcg,
+        boot: Boot::Firmware(Firmware { code: "/t/code.fd".into(), vars: "/t/vars.fd".into() }),
+        disks: vec![Disk {
+            path: "/out/server.raw".into(),
+            format: Format::Raw,
+            bus: Bus::VirtioBlk,
+            size: None,
+            serial: "root".to_owned(),
+        }],
+        nics: vec![Nic {
+            model: NicModel::Virtio,
+            mac: "52:54:00:00:00:01".to_owned(),
+            link: Link::User { ssh: Some(2222) },
+        }],
+        credentials: vec![("system.hostname".to_owned(), b"server-1".to_vec())],
+        cmdline_extra: Some("console=ttyS0".to_owned()),
+        ports: vec!["kiln.ready".to_owned()],
+        no_reboot: true,
+    }
+}
+
+fn shown(config: &MachineConfig) -> String {
+    let places = Places { folder: "/run/a,b".into(), share: "/t/usr/share".into() };
+    let mut text = String::new();
+    for arg in config.to_args(&places) {
+        text.push_str(if arg.starts_with('-') { "\n" } else { " " });
+        text.push_str(&arg);
+    }
+    text
+}
+
+#[test]
+fn a_pc_has_these_arguments() {
+    insta::assert_snapshot!(shown(&config(Arch::X86_64)));
+}
+
+#[test]
+fn an_arm_machine_with_every_bus_and_card_has_these_arguments() {
+    let mut config = config(Arch::Aarch64);
+    for (bus, serial) in [(Bus::Nvme, "nvme"), (Bus::Ahci, "ahci"), (Bus::UsbStorage, "usb")] {
+        config.disks.push(Disk { bus, serial: serial.to_owned(), ..config.disks[0].clone() });
+    }
+    for (model, mac) in [(NicModel::E1000e, "52:54:00:00:00:02"), (NicModel::Igb, "52:54:00:00:00:03")] {
+        config.nics.push(Nic { model, mac: mac.to_owned(), link: Link::Stream("/run/a,b/net".into()) });
+    }
+    config.validate().unwrap();
+    insta::assert_snapshot!(shown(&config));
+}
+
+#[test]
+fn impossible_machines_are_refused_with_the_reason() {
+    type Spoil = fn(&mut MachineConfig);
+    let table: [(Spoil, &str); 9] = [
+        (|c| c.name = "a b".to_owned(), "the name may hold"),
+        (|c| c.memory = 64, "64 MiB of memory"),
+        (|c| c.cpus = 0, "0 CPUs"),
+        (|c| c.disks[0].serial = "x".repeat(21), "disk serial"),
+        (|c| c.disks.push(c.disks[0].clone()), "two disks have the serial `root`"),
+        (|c| c.nics[0].mac = "52:54".to_owned(), "`52:54` is no hardware address"),
+        (|c| c.nics.push(c.nics[0].clone()), "two network cards"),
+        (|c| c.credentials[0].0 = "a=b".to_owned(), "credential name `a=b`"),
+        (|c| c.disks.clear(), "firmware needs a disk"),
+    ];
+    config(Arch::X86_64).validate().unwrap();
+    for (spoil, reason) in table {
+        let mut config = config(Arch::X86_64);
+        spoil(&mut config);
+        let failure = config.validate().unwrap_err().to_string();
+        assert!(failure.contains(reason), "{failure} / {reason}");
+    }
+}
+
+#[test]
+fn base64_matches_rfc_4648_section_10() {
+    let table = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
+    for (length, expected) in table.iter().enumerate() {
+        assert_eq!(base64(&b"foobar"[..length]), *expected);
+    }
+}

@@ -1,0 +1,314 @@
+//! How a machine tells that its boot has ended, without anything of it being in the image.
+//!
+//! [`credentials`] are handed over by firmware (SMBIOS type 11). systemd's debug generator makes a unit and a drop-in of two of
+//! them (`systemd.extra-unit.NAME` and `systemd.unit-dropin.NAME`, systemd-debug-generator(8), since 256); the third is the
+//! script the unit runs out of /run/credentials/@system. The unit is of type `exec`: its own start job is done at once, so
+//! `systemctl is-system-running` can see an empty job queue while the script waits for just that. It writes to the
+//! virtio-serial port [`PORT`]:
+//!
+//! ```text
+//! job 123 dev-disk-foo.device start running      every 10 s while boot goes on
+//! state running                                  or degraded, maintenance
+//! FinishTimestampMonotonic=12345678              systemctl show
+//! failed nfs-mountd.service
+//! log    ...                                     systemctl status of each failed unit
+//! hostname server-1
+//! end
+//! ```
+//!
+//! Then it waits for the word `poweroff` ([`power_off`]), so that ending in order needs neither logind nor a power button's
+//! driver in the image.
+//!
+//! vsock with `vmm.notify_socket` would need no script, but needs vhost-vsock on the host, which containers and CI seldom have.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::machine::Machine;
+use crate::error::{Failure, Kind};
+
+/// The virtio-serial port of the report.
+pub const PORT: &str = "kiln.ready";
+
+/// The unit. It is wanted by multi-user.target, see [`DROPIN`].
+const UNIT: &str = "[Unit]
+Description=Tell kiln that boot has ended
+[Service]
+Type=exec
+ExecStart=/bin/sh /run/credentials/@system/kiln.ready
+StandardOutput=null
+";
+
+const DROPIN: &str = "[Unit]
+Wants=kiln-ready.service
+";
+
+/// Needs sh, sleep and systemctl of the image. `--wait` saves the polling where the bus is up already.
+const SCRIPT: &str = r#"port=/dev/virtio-ports/kiln.ready
+n=0
+until [ -c "$port" ]; do
+  n=$((n + 1)); [ "$n" -gt 1200 ] && exit 1
+  sleep 0.1
+done
+exec 3<>"$port" >&3 2>/dev/null
+(while sleep 10; do
+  systemctl list-jobs --no-legend --plain | while read -r line; do echo "job $line"; done
+  echo jobs-end
+done) &
+watch=$!
+while :; do
+  state=$(systemctl is-system-running --wait)
+  case $state in ''|initializing|starting|offline|unknown) sleep 0.3;; *) break;; esac
+done
+kill "$watch"
+echo
+echo "state $state"
+systemctl show -p FirmwareTimestampMonotonic -p LoaderTimestampMonotonic -p InitRDTimestampMonotonic \
+  -p UserspaceTimestampMonotonic -p FinishTimestampMonotonic
+systemctl list-units --state=failed --no-legend --plain | while read -r unit rest; do
+  echo "failed $unit"
+  systemctl status --no-pager --full --lines=20 "$unit" | while read -r line; do echo "log $line"; done
+done
+read -r line </proc/sys/kernel/hostname; echo "hostname $line"
+read -r line </etc/machine-id; echo "machine-id $line"
+read -r line </proc/sys/kernel/osrelease; echo "kernel $line"
+while read -r device where kind options rest; do
+  [ "$where" = / ] && echo "root $kind $device $options"
+done </proc/mounts
+for uuid in /sys/block/dm-*/dm/uuid; do
+  [ -r "$uuid" ] && read -r line <"$uuid" && echo "mapper $line"
+done
+echo end
+read -r order <&3 && [ "$order" = poweroff ] && systemctl poweroff --no-block
+"#;
+
+/// The credentials that make a machine report.
+pub fn credentials() -> Vec<(String, Vec<u8>)> {
+    [
+        ("systemd.extra-unit.kiln-ready.service", UNIT),
+        ("systemd.unit-dropin.multi-user.target", DROPIN),
+        ("kiln.ready", SCRIPT),
+    ]
+    .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()))
+    .to_vec()
+}
+
+/// The stages of a boot in milliseconds, as systemd-analyze(1) counts them. Firmware and loader are 0 when the firmware tells
+/// nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Stages {
+    /// Power-on to boot loader.
+    pub firmware: u64,
+    /// Boot loader and stub.
+    pub loader: u64,
+    /// Kernel to the first process.
+    pub kernel: u64,
+    /// The initrd; 0 without a systemd in it.
+    pub initrd: u64,
+    /// The root's first process to the end of the initial jobs.
+    pub userspace: u64,
+}
+
+/// What the machine said of itself when boot had ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Ready {
+    /// `running`, `degraded` (a unit failed), `maintenance` …
+    pub state: String,
+    /// The failed units.
+    pub failed: Vec<String>,
+    /// `systemctl status` of them.
+    pub log: Vec<String>,
+    /// Times by stage.
+    pub stages: Stages,
+    /// Seen from outside: switched on to this report, in milliseconds.
+    pub total: u64,
+    /// The host name.
+    pub hostname: String,
+    /// /etc/machine-id.
+    pub machine_id: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// File system type, device and options of the root.
+    pub root: String,
+    /// Whether a dm-verity device is set up.
+    pub verity: bool,
+}
+
+impl Ready {
+    /// Whether the node is up with no failed unit.
+    pub fn is_good(&self) -> bool {
+        self.state == "running" && self.failed.is_empty()
+    }
+}
+
+/// Reads a report; `None` before its `end` line came. Unknown lines are passed over, so that a newer script may say more.
+#[derive(Debug, Default)]
+pub struct Parser {
+    ready: Ready,
+    times: BTreeMap<String, u64>,
+    jobs: Vec<String>,
+    jobs_whole: bool,
+}
+
+impl Parser {
+    /// Takes one line; gives the report once it is whole.
+    pub fn line(&mut self, line: &str) -> Option<Ready> {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let rest = rest.to_owned();
+        match word {
+            "job" => {
+                if std::mem::take(&mut self.jobs_whole) {
+                    self.jobs.clear();
+                }
+                self.jobs.push(rest);
+            }
+            "jobs-end" => self.jobs_whole = true,
+            "state" => self.ready.state = rest,
+            "failed" => self.ready.failed.push(rest),
+            "log" => self.ready.log.push(rest),
+            "hostname" => self.ready.hostname = rest,
+            "machine-id" => self.ready.machine_id = rest,
+            "kernel" => self.ready.kernel = rest,
+            "root" => self.ready.root = rest,
+            "mapper" => self.ready.verity |= rest.starts_with("CRYPT-VERITY-"),
+            "end" => {
+                self.ready.stages = self.stages();
+                return Some(std::mem::take(&mut self.ready));
+            }
+            _ => {
+                if let Some((name, value)) = line.split_once('=')
+                    && let Ok(micros) = value.parse()
+                {
+                    self.times.insert(name.to_owned(), micros);
+                }
+            }
+        }
+        None
+    }
+
+    /// The jobs that the guest last said it was waiting for.
+    pub fn jobs(&self) -> &[String] {
+        &self.jobs
+    }
+
+    /// Firmware and loader times count backwards from the kernel's start, the others forwards (systemd's manager interface).
+    fn stages(&self) -> Stages {
+        let at = |name: &str| self.times.get(&format!("{name}TimestampMonotonic")).copied().unwrap_or(0);
+        let (firmware, loader, initrd) = (at("Firmware"), at("Loader"), at("InitRD"));
+        let (userspace, finish) = (at("Userspace"), at("Finish"));
+        let first = if initrd > 0 { initrd } else { userspace };
+        Stages {
+            firmware: firmware.saturating_sub(loader) / 1000,
+            loader: loader / 1000,
+            kernel: first / 1000,
+            initrd: userspace.saturating_sub(first) / 1000,
+            userspace: finish.saturating_sub(userspace) / 1000,
+        }
+    }
+}
+
+/// Tells the script to switch the machine off in order; then [`Machine::ended`] waits for it.
+///
+/// # Errors
+/// [`Kind::Test`] when the port is closed already.
+pub fn power_off(machine: &Machine, port: usize) -> Result<(), Failure> {
+    let sent = machine.ports.get(port).map_or(Ok(()), |port| port.send(b"poweroff\n"));
+    sent.map_err(|error| Failure::new(Kind::Test, "the machine closed its report's port").because(error))
+}
+
+/// Console lines after which no report will come.
+pub const LOST: [&str; 5] = [
+    "Kernel panic - not syncing",
+    "You are in emergency mode",
+    "Entering emergency mode",
+    "BdsDxe: No bootable option or device was found",
+    "EFI stub: ERROR",
+];
+
+/// Waits for the report of a machine that was started with [`credentials`] and [`PORT`] as its port number `port`.
+///
+/// # Errors
+/// [`Kind::Test`] with the jobs it waited for and the console's last lines when the report does not come within `limit`, or
+/// cannot come any more.
+pub fn wait(machine: &mut Machine, port: usize, limit: Duration) -> Result<Ready, Failure> {
+    let end = machine.started() + limit;
+    let mut parser = Parser::default();
+    let lost = |why: String, machine: &Machine, parser: &Parser| {
+        let mut failure = Failure::new(Kind::Test, why);
+        if !parser.jobs().is_empty() {
+            failure = failure.hint(format!("it was waiting for:\n{}", parser.jobs().join("\n")));
+        }
+        failure.hint(format!("the console's last lines:\n{}", machine.console.last_lines(20)))
+    };
+    loop {
+        crate::sys::check_interrupt()?;
+        let line = machine.ports.get(port).and_then(|port| port.next_line(Duration::from_millis(200)));
+        if let Some(line) = line {
+            if let Some(mut ready) = parser.line(&line) {
+                ready.total = u64::try_from(machine.started().elapsed().as_millis()).unwrap_or(u64::MAX);
+                return Ok(ready);
+            }
+            continue;
+        }
+        if let Err(failure) = machine.check_alive() {
+            return Err(lost(format!("the machine ended before it was ready: {failure}"), machine, &parser));
+        }
+        if let Some(pattern) = machine.console.seen(&LOST) {
+            return Err(lost(
+                format!("the machine will not get ready: its console says `{pattern}`"),
+                machine,
+                &parser,
+            ));
+        }
+        if Instant::now() > end {
+            let why = format!("the machine was not ready after {} s", limit.as_secs());
+            return Err(lost(why, machine, &parser));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> (Option<Ready>, Parser) {
+        let mut parser = Parser::default();
+        let ready = text.lines().find_map(|line| parser.line(line));
+        (ready, parser)
+    }
+
+    #[test]
+    fn a_whole_report_is_read_with_stages_as_systemd_analyze_counts_them() {
+        let (ready, _) = read(
+            "state degraded\nFirmwareTimestampMonotonic=9000000\nLoaderTimestampMonotonic=2000000\n\
+             InitRDTimestampMonotonic=3000000\nUserspaceTimestampMonotonic=7500000\nFinishTimestampMonotonic=20000000\n\
+             failed a.service\nlog x\nhostname n1\nmachine-id 0123\nkernel 6.12\n\
+             root erofs /dev/mapper/root ro\nmapper CRYPT-VERITY-00-root\nfuture word\nend\n",
+        );
+        let ready = ready.unwrap();
+        let stages = Stages { firmware: 7000, loader: 2000, kernel: 3000, initrd: 4500, userspace: 12500 };
+        assert_eq!(ready.stages, stages);
+        assert_eq!((ready.failed.as_slice(), ready.verity), (&["a.service".to_owned()][..], true));
+        assert!(!ready.is_good());
+    }
+
+    #[test]
+    fn without_systemd_in_the_initrd_its_time_is_the_kernels() {
+        let (ready, _) = read(
+            "state running\nInitRDTimestampMonotonic=0\nUserspaceTimestampMonotonic=4000000\nFinishTimestampMonotonic=5000000\nend\n",
+        );
+        let ready = ready.unwrap();
+        assert_eq!((ready.stages.kernel, ready.stages.initrd, ready.stages.userspace), (4000, 0, 1000));
+        assert!(ready.is_good() && !ready.verity);
+    }
+
+    #[test]
+    fn a_report_without_end_is_none_and_shows_the_last_jobs() {
+        let (ready, parser) =
+            read("job 1 a start\njobs-end\njob 2 b start\njob 3 c start\njobs-end\nstate run");
+        assert_eq!(ready, None);
+        assert_eq!(parser.jobs(), ["2 b start", "3 c start"]);
+    }
+}
