@@ -1,1 +1,2 @@
 //! image
+pub mod erofs;
