@@ -348,7 +348,7 @@ mod tests {
                         "firmware=z.bin",
                     ],
                     &[],
-                    &["crc", "printk"],
+                    &["crc", "helper", "printk"],
                 ),
             ),
         ]);
