@@ -349,7 +349,7 @@ mod tests {
                         "firmware=z.bin",
                     ],
                     &[],
-                    &["crc", "printk"],
+                    &["crc", "helper", "printk"],
                 ),
             ),
         ]);
