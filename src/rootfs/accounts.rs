@@ -19,7 +19,10 @@ const SYSTEM_IDS: std::ops::RangeInclusive<u32> = 100..=999;
 const SHADOW_GROUP: &str = "shadow";
 
 /// Fixed ids by name, for accounts whose package leaves the choice open.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(deny_unknown_fields)]
 pub struct Ids {
     /// User ids. The group of the same name gets the same number unless `groups` names it.
     #[serde(default)]

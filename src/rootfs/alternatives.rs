@@ -11,7 +11,8 @@ use crate::tree::{Entry, Kind, Tree, TreePath};
 const STEP: &str = "kiln:alternatives";
 
 /// One choice and the links that go with it.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub struct Alternative {
     /// Name in `/etc/alternatives`.
     pub name: String,

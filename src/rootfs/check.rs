@@ -124,7 +124,9 @@ pub static CHECKS: &[Check] = &[
 ];
 
 /// What a profile knowingly allows. Paths are absolute globs (`*` within a component, `**` across).
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
 #[serde(default, deny_unknown_fields)]
 pub struct Allow {
     /// Programs whose interpreter may be missing.

@@ -39,7 +39,10 @@ const KINDS: [&str; 11] = [
 ];
 
 /// What a profile decides about units.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize, schemars::JsonSchema,
+)]
+#[serde(deny_unknown_fields)]
 pub struct Wishes {
     /// Enabled whatever presets say.
     #[serde(default)]

@@ -7,6 +7,11 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::rootfs::accounts::Ids;
+use crate::rootfs::alternatives::Alternative;
+use crate::rootfs::check::Allow;
+use crate::rootfs::units::Wishes;
+
 /// One file in images/ or profiles/, and also the result of merging several.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -36,19 +41,19 @@ pub struct Layer {
     pub files: Files,
     /// What systemd starts.
     #[serde(default)]
-    pub units: Units,
+    pub units: Wishes,
     /// Kernel parameters, written to /usr/lib/sysctl.d/50-kiln.conf.
     #[serde(default)]
     pub sysctl: BTreeMap<String, Scalar>,
     /// Fixed ids of the system users and groups that sysusers.d asks for, so that files keep their owners across builds.
     #[serde(default)]
-    pub accounts: BTreeMap<String, AccountId>,
+    pub accounts: Ids,
     /// What packages bring and images do not need.
     #[serde(default)]
     pub drop: Drop,
-    /// Links of the alternatives system: path of the link to path of the program.
+    /// Choices of the alternatives system, which packages leave to their scripts.
     #[serde(default)]
-    pub alternatives: BTreeMap<String, String>,
+    pub alternative: Vec<Alternative>,
     /// What the checks of the finished root let pass.
     #[serde(default)]
     pub checks: Checks,
@@ -177,21 +182,6 @@ pub struct FileSpec {
     pub mode: Option<String>,
 }
 
-/// What systemd starts, beside the presets that packages bring.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Units {
-    /// Enabled as `systemctl enable` would.
-    #[serde(default)]
-    pub enable: Vec<String>,
-    /// Not enabled, whatever presets say.
-    #[serde(default)]
-    pub disable: Vec<String>,
-    /// Linked to /dev/null, so that nothing can start them.
-    #[serde(default)]
-    pub mask: Vec<String>,
-}
-
 /// A number, text or truth value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -209,18 +199,6 @@ impl fmt::Display for Scalar {
             Scalar::Text(t) => t.fmt(f),
         }
     }
-}
-
-/// Fixed ids of a system account.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct AccountId {
-    /// User id; none for a group without a user.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub uid: Option<u32>,
-    /// Group id.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gid: Option<u32>,
 }
 
 /// Paths that are taken out of the packages.
@@ -242,36 +220,6 @@ pub struct Checks {
     /// What is let pass.
     #[serde(default)]
     pub allow: Allow,
-}
-
-/// What the checks let pass, each a list of globs.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Allow {
-    /// Paths that may be set-user-id, set-group-id or carry capabilities.
-    #[serde(default)]
-    pub privileged: Vec<String>,
-    /// Enabled units that may listen on the network.
-    #[serde(default)]
-    pub listeners: Vec<String>,
-    /// Library names that programs would open if they were there (ELF .note.dlopen).
-    #[serde(default)]
-    pub dlopen: Vec<String>,
-    /// Links whose target is made at run time.
-    #[serde(default)]
-    pub dangling: Vec<String>,
-    /// Files whose interpreter is not in the image.
-    #[serde(default)]
-    pub interpreters: Vec<String>,
-    /// Libraries (`libfoo.so.1`) or files that need libraries which are not in the image.
-    #[serde(default)]
-    pub libraries: Vec<String>,
-    /// Units that reference programs or units which are not in the image.
-    #[serde(default)]
-    pub units: Vec<String>,
-    /// World-writable paths.
-    #[serde(default)]
-    pub writable: Vec<String>,
 }
 
 /// Partitions of the disk. A/B slots: root-A and its hash tree are in the image, root-B and /var are made on first boot.
@@ -372,7 +320,7 @@ impl Layer {
             sysctl,
             accounts,
             drop,
-            alternatives,
+            alternative,
             checks,
             disk,
         } = later;
@@ -400,19 +348,22 @@ impl Layer {
         join(&mut self.units.disable, units.disable);
         join(&mut self.units.mask, units.mask);
         self.sysctl.extend(sysctl);
-        self.accounts.extend(accounts);
+        self.accounts.users.extend(accounts.users);
+        self.accounts.groups.extend(accounts.groups);
         join(&mut self.drop.paths, drop.paths);
         join(&mut self.drop.keep, drop.keep);
-        self.alternatives.extend(alternatives);
+        self.alternative.retain(|old| !alternative.iter().any(|new| new.name == old.name));
+        self.alternative.extend(alternative);
         let (mine, allow) = (&mut self.checks.allow, checks.allow);
-        join(&mut mine.privileged, allow.privileged);
-        join(&mut mine.listeners, allow.listeners);
-        join(&mut mine.dlopen, allow.dlopen);
-        join(&mut mine.dangling, allow.dangling);
         join(&mut mine.interpreters, allow.interpreters);
         join(&mut mine.libraries, allow.libraries);
+        join(&mut mine.dlopen, allow.dlopen);
+        join(&mut mine.dangling, allow.dangling);
         join(&mut mine.units, allow.units);
-        join(&mut mine.writable, allow.writable);
+        join(&mut mine.listeners, allow.listeners);
+        join(&mut mine.privileges, allow.privileges);
+        join(&mut mine.world_writable, allow.world_writable);
+        join(&mut mine.devices, allow.devices);
         self.disk.esp = disk.esp.or(self.disk.esp);
         self.disk.slot = disk.slot.or(self.disk.slot);
         self.disk.var = disk.var.or(self.disk.var);

@@ -18,8 +18,8 @@ mod project;
 pub(crate) use diagnose::nearest;
 pub use diagnose::parse;
 pub use layer::{
-    AccountId, Allow, Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer,
-    ModuleFilter, Packages, Role, Size, Units,
+    Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer, ModuleFilter,
+    Packages, Role, Size,
 };
 pub use project::{Archive, Key, Profile, Project, Suite, ToolSet, Tools};
 
