@@ -6,9 +6,10 @@ use anyhow::Result;
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
+use super::time;
 use super::wanted::SetId;
 use crate::arch::Arch;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Failure, Kind};
 use crate::spec;
 
@@ -148,6 +149,9 @@ impl Lock {
             }
         }
         for package in &lock.package {
+            if !lock.suite.iter().all(|s| time::parse_iso(&s.date).is_some()) {
+                return Err(refuse("has a suite with a date that is none".to_owned()).into());
+            }
             if !lock.suite.iter().any(|s| s.name == package.suite) {
                 return Err(refuse(format!(
                     "takes {} from an unknown suite {}",
@@ -187,6 +191,21 @@ impl Lock {
     /// The suite's locked state.
     pub fn suite(&self, name: &str) -> Option<&LockedSuite> {
         self.suite.iter().find(|s| s.name == name)
+    }
+
+    /// The age of the lock: the date of its newest suite, seconds since 1970 UTC. Every file of an image has it as its time.
+    pub fn epoch(&self) -> i64 {
+        self.suite.iter().filter_map(|s| time::parse_iso(&s.date)).max().unwrap_or(0)
+    }
+
+    /// Version of the images made from this lock: the day of [`Lock::epoch`], and the beginning of the digest of all its packages.
+    pub fn version(&self) -> String {
+        let mut hasher = Hasher::new();
+        for package in &self.package {
+            hasher.update(package.sha256.as_bytes());
+        }
+        let day = time::compact(self.epoch());
+        format!("{}-{}", day.split('T').next().unwrap_or_default(), &hasher.finish().to_string()[..8])
     }
 
     /// The file's text: header, digest of the rest, the rest in a stable order.

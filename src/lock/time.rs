@@ -11,6 +11,21 @@ pub(super) fn compact(seconds: i64) -> String {
     iso(seconds).replace(['-', ':'], "")
 }
 
+/// Seconds since 1970 of what [`iso`] wrote; `None` for any other text.
+pub(super) fn parse_iso(text: &str) -> Option<i64> {
+    let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
+    let (y, m, d) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
+    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
+    let (y, shifted) = if m > 2 { (y, m - 3) } else { (y - 1, m + 9) };
+    let day_of_era = y.rem_euclid(400) * 365 + y.rem_euclid(400) / 4 - y.rem_euclid(400) / 100
+        + (153 * shifted + 2) / 5
+        + d
+        - 1;
+    let seconds =
+        (y.div_euclid(400) * 146_097 + day_of_era - 719_468) * 86_400 + hour * 3600 + minute * 60 + second;
+    (iso(seconds) == text).then_some(seconds)
+}
+
 /// Year, month, day and seconds of the day; Howard Hinnant's days-to-civil algorithm (howardhinnant.github.io/date_algorithms.html).
 fn civil(seconds: i64) -> (i64, i64, i64, i64) {
     let days = seconds.div_euclid(86_400) + 719_468;
@@ -37,6 +52,10 @@ mod tests {
             (4_107_542_399, "2100-02-28T23:59:59Z"),
         ] {
             assert_eq!(iso(seconds), text);
+            assert_eq!(parse_iso(text), Some(seconds));
+        }
+        for wrong in ["", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "yesterday"] {
+            assert_eq!(parse_iso(wrong), None, "{wrong}");
         }
         assert_eq!(compact(1_789_199_741), "20260912T075541Z");
     }

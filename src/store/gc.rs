@@ -55,6 +55,9 @@ impl Store {
         let mut roots = Vec::new();
         for entry in fs::read_dir(self.root.join("roots"))? {
             let path = entry?.path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
             let root: Root = match serde_json::from_slice(&fs::read(&path)?) {
                 Ok(root) => root,
                 Err(e) => {
