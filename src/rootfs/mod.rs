@@ -108,6 +108,12 @@ fn lay(from: &Ingredients<'_>) -> Result<Tree> {
         Some(rest) => entry.is_dir() || firmware.is_match(rest),
         None => true,
     });
+    let privileges = merge::globs(&layer.drop.privileges)?;
+    for (path, entry) in tree.iter_mut().filter(|(path, _)| privileges.is_match(format!("/{path}"))) {
+        tracing::debug!(%path, mode = entry.meta.mode, "privileges dropped");
+        entry.meta.mode &= 0o1777;
+        entry.meta.xattrs.remove("security.capability");
+    }
     Ok(tree)
 }
 

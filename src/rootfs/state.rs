@@ -56,6 +56,10 @@ pub fn state(tree: &mut Tree, slot: Size, var: Size) -> Result<(), StepError> {
         tree.remove(path);
         put(tree, path, Entry::symlink(target, OWNER))?;
     }
+    // The password file is made at boot from this template and the node's credential.
+    if let Some(shadow) = tree.get("etc/shadow").cloned() {
+        put(tree, "usr/share/kiln/shadow", shadow)?;
+    }
     for (path, target) in ETC_LINKS {
         tree.remove(path);
         put(tree, path, Entry::symlink(target, OWNER))?;

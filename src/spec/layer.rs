@@ -211,6 +211,9 @@ pub struct Drop {
     /// Globs of absolute paths that stay although `paths` matches them.
     #[serde(default)]
     pub keep: Vec<String>,
+    /// Globs of absolute paths that lose their set-user-id and set-group-id bits and their capabilities.
+    #[serde(default)]
+    pub privileges: Vec<String>,
 }
 
 /// Settings of the checks that every finished root must pass.
@@ -352,6 +355,7 @@ impl Layer {
         self.accounts.groups.extend(accounts.groups);
         join(&mut self.drop.paths, drop.paths);
         join(&mut self.drop.keep, drop.keep);
+        join(&mut self.drop.privileges, drop.privileges);
         self.alternative.retain(|old| !alternative.iter().any(|new| new.name == old.name));
         self.alternative.extend(alternative);
         let (mine, allow) = (&mut self.checks.allow, checks.allow);

@@ -9,7 +9,7 @@ use crate::tree::Kind;
 /// Folders in which everyone may write, with the sticky bit.
 const STICKY: u32 = 0o1000;
 /// Files with password hashes; others may not read them.
-const SECRETS: [&str; 2] = ["etc/shadow", "etc/gshadow"];
+const SECRETS: [&str; 3] = ["etc/shadow", "etc/gshadow", "usr/share/kiln/shadow"];
 
 pub(super) fn owners(look: &Look<'_>) -> Result<Vec<Found>, StepError> {
     let mut found = Vec::new();
@@ -89,7 +89,7 @@ pub(super) fn modes(look: &Look<'_>) -> Result<Vec<Found>, StepError> {
     let mut found = Vec::new();
     for (path, entry) in look.tree.iter() {
         let mode = entry.meta.mode;
-        if SECRETS.contains(&path.as_str()) && mode & 0o007 != 0 {
+        if entry.content().is_some() && SECRETS.contains(&path.as_str()) && mode & 0o007 != 0 {
             let text = format!("others may read password hashes (mode {mode:04o})");
             found.push(Found::new(path, text, "set its mode to 0640"));
         }
