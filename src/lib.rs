@@ -20,6 +20,7 @@ pub mod spec;
 pub mod squeeze;
 pub mod store;
 pub mod sys;
+pub mod tools;
 pub mod tree;
 pub mod ui;
 pub mod unpack;

@@ -110,6 +110,11 @@ impl Context {
     }
 }
 
+/// Threads to use: as asked, else as many as the machine has.
+pub(crate) fn threads(asked: Option<std::num::NonZeroUsize>) -> usize {
+    asked.or_else(|| std::thread::available_parallelism().ok()).map_or(1, std::num::NonZeroUsize::get)
+}
+
 /// The clap table, for help, man pages and completions.
 pub(crate) fn command() -> clap::Command {
     Cli::command()

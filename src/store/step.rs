@@ -92,7 +92,7 @@ impl fmt::Display for Miss {
 pub struct StepRecord {
     /// What the step was.
     pub key: StepKey,
-    /// File name to size and digest.
+    /// Path below the step's folder to size and digest, regular files only.
     pub outputs: BTreeMap<String, Output>,
     /// Other store paths that must live as long as this one, relative to the store.
     #[serde(default)]
@@ -157,6 +157,25 @@ impl StepDir {
         }
         Ok(None)
     }
+}
+
+/// Takes down size and digest of every regular file below `folder`, by its path below `base`, and takes away the right to write.
+fn seal(base: &Path, folder: &Path, outputs: &mut BTreeMap<String, Output>) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    for entry in fs::read_dir(folder)? {
+        let (entry, path) = { let entry = entry?; let path = entry.path(); (entry, path) };
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            seal(base, &path, outputs)?;
+        } else if kind.is_file() {
+            let (sha256, size) = Digest::of_reader(fs::File::open(&path)?)?;
+            let mode = entry.metadata()?.permissions().mode();
+            fs::set_permissions(&path, std::fs::Permissions::from_mode(mode & 0o555))?;
+            let name = path.strip_prefix(base).unwrap_or(&path).display().to_string();
+            outputs.insert(name, Output { size, sha256 });
+        }
+    }
+    Ok(())
 }
 
 /// A private folder in the store's `tmp`; gone when dropped, unless it was published.
@@ -260,13 +279,7 @@ impl Store {
 
     fn publish_step(&self, key: &StepKey, staging: &Staging, needs: Vec<String>) -> Result<StepDir> {
         let mut outputs = BTreeMap::new();
-        for entry in fs::read_dir(staging.path())? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let (sha256, size) = Digest::of_reader(fs::File::open(entry.path())?)?;
-            fs::set_permissions(entry.path(), std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
-            outputs.insert(name, Output { size, sha256 });
-        }
+        seal(staging.path(), staging.path(), &mut outputs)?;
         let record = StepRecord { key: key.clone(), outputs, needs };
         fs::write(staging.file("step.json"), serde_json::to_vec_pretty(&record)?)?;
         let path = self.step_path(key);

@@ -64,10 +64,7 @@ impl Store {
             for name in fs::read_dir(kind?.path())? {
                 for key in fs::read_dir(name?.path())? {
                     let path = key?.path();
-                    let mut bytes = 0;
-                    for file in fs::read_dir(&path)? {
-                        bytes += file?.metadata()?.len();
-                    }
+                    let bytes = size_below(&path)?;
                     let path = self.relative(&path);
                     let title = path.split('/').skip(1).take(2).collect::<Vec<_>>().join(" ");
                     items.push(Item { kind: ItemKind::Step, path, title, bytes });
@@ -117,6 +114,15 @@ impl Store {
         }
         Ok(damage)
     }
+}
+
+fn size_below(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += if entry.file_type()?.is_dir() { size_below(&entry.path())? } else { entry.metadata()?.len() };
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]
