@@ -247,7 +247,8 @@ impl MachineConfig {
     /// QEMU's arguments.
     pub fn to_args(&self, places: &Places) -> Vec<String> {
         let mut args = Args::default();
-        args.flag("-no-user-config").flag("-nodefaults");
+        // `-S`: the guest starts on kiln's word, when kiln listens, so that the first line of firmware is not lost.
+        args.flag("-no-user-config").flag("-nodefaults").flag("-S");
         args.pair("-name", format!("{},process=kiln-{}", self.name, self.name));
         // Firmware tables, option ROMs and key maps come from the same tree as QEMU itself.
         for data in ["qemu", "seabios"] {
@@ -268,10 +269,9 @@ impl MachineConfig {
         args.device(&json!({"driver": "virtio-rng-pci", "id": "rng0"}));
         args.pair("-chardev", format!("socket,id=qmp,path={},server=on,wait=off", comma(&places.qmp())));
         args.pair("-mon", "chardev=qmp,mode=control");
-        // `wait=on`: QEMU starts the guest only when kiln listens, so the first line of firmware is not lost.
         args.pair(
             "-chardev",
-            format!("socket,id=console,path={},server=on,wait=on", comma(&places.console())),
+            format!("socket,id=console,path={},server=on,wait=off", comma(&places.console())),
         );
         args.pair("-serial", "chardev:console");
         if !self.ports.is_empty() {

@@ -1,7 +1,8 @@
 //! A character device of a machine, such as its serial line: read by a thread of its own from the first byte to the last.
 //!
-//! Every line goes to a log file with the time since power-on, `[  12.345] text`. The text is also kept for
-//! [`Console::wait_for`], and can be shown on a terminal as it comes.
+//! Every line goes to a log file with the time since power-on, `[  12.345] text`, less the terminal's control sequences, which
+//! would clear the screen of whoever reads the log. The text is also kept for [`Console::wait_for`], and can be shown on a
+//! terminal as it comes.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -180,7 +181,7 @@ impl Log {
 
     fn end_line(&mut self) {
         let time = self.start.elapsed().as_secs_f64();
-        let text = String::from_utf8_lossy(&self.line);
+        let text = plain(&self.line);
         // A full disk must not stop the machine; the run says so when it writes its report.
         if let Err(error) = writeln!(self.file, "[{time:9.3}] {text}") {
             tracing::warn!(%error, "console log");
@@ -224,9 +225,29 @@ fn find(text: &[u8], pattern: &[u8]) -> Option<usize> {
 }
 
 fn last_lines(text: &[u8], count: usize) -> String {
-    let text = String::from_utf8_lossy(text);
+    let text = plain(text);
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// The text without control sequences (ECMA-48: `ESC [ parameters final`, and `ESC` with one other byte) and without control
+/// characters but line ends and tabs.
+fn plain(text: &[u8]) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.iter().copied();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            0x1b => {
+                if bytes.next() == Some(b'[') {
+                    // Parameters and intermediates are 0x20..=0x3f; the first byte beyond them ends the sequence.
+                    let _ = bytes.find(|b| !(0x20..=0x3f).contains(b));
+                }
+            }
+            b'\n' | b'\t' | 0x20..=0x7e | 0x80.. => out.push(byte),
+            _ => {}
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 #[cfg(test)]
@@ -269,7 +290,8 @@ mod tests {
     #[test]
     fn the_log_has_every_line_with_its_time() {
         let (folder, console, mut far) = pair();
-        far.write_all(b"first\r\nsecond\nno end").unwrap();
+        far.write_all(b"\x1b[2J\x1b[01;01H\x1b[=3hfirst\r\n\x1b[0;1;31msec\x1b[0mond\n\x1bcno end\x1b[")
+            .unwrap();
         drop(far);
         assert!(console.wait_for("never", SOON).is_err());
         drop(console);

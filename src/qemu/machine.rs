@@ -84,7 +84,8 @@ impl Machine {
             )?);
         }
         let stream = connect(&mut child, &places.qmp(), &config.name)?;
-        let qmp = Qmp::over(stream, QMP_LIMIT).map_err(|error| {
+        let answer = Qmp::over(stream, QMP_LIMIT).and_then(|mut qmp| qmp.cont().map(|()| qmp));
+        let qmp = answer.map_err(|error| {
             Failure::new(Kind::Tool, format!("machine {}: {error}", config.name)).hint(child.stderr())
         })?;
         Ok(Machine { child, qmp, console, ports, started, folder })

@@ -235,8 +235,8 @@ pub const LOST: [&str; 5] = [
 pub fn wait(machine: &mut Machine, port: usize, limit: Duration) -> Result<Ready, Failure> {
     let end = machine.started() + limit;
     let mut parser = Parser::default();
-    let lost = |why: String, machine: &Machine, parser: &Parser| {
-        let mut failure = Failure::new(Kind::Test, why);
+    let lost = |kind, why: String, machine: &Machine, parser: &Parser| {
+        let mut failure = Failure::new(kind, why);
         if !parser.jobs().is_empty() {
             failure = failure.hint(format!("it was waiting for:\n{}", parser.jobs().join("\n")));
         }
@@ -253,18 +253,19 @@ pub fn wait(machine: &mut Machine, port: usize, limit: Duration) -> Result<Ready
             continue;
         }
         if let Err(failure) = machine.check_alive() {
-            return Err(lost(format!("the machine ended before it was ready: {failure}"), machine, &parser));
+            if failure.kind == Kind::Interrupted {
+                return Err(failure);
+            }
+            let why = format!("the machine ended before it was ready: {failure}");
+            return Err(lost(failure.kind, why, machine, &parser));
         }
         if let Some(pattern) = machine.console.seen(&LOST) {
-            return Err(lost(
-                format!("the machine will not get ready: its console says `{pattern}`"),
-                machine,
-                &parser,
-            ));
+            let why = format!("the machine will not get ready: its console says `{pattern}`");
+            return Err(lost(Kind::Test, why, machine, &parser));
         }
         if Instant::now() > end {
             let why = format!("the machine was not ready after {} s", limit.as_secs());
-            return Err(lost(why, machine, &parser));
+            return Err(lost(Kind::Test, why, machine, &parser));
         }
     }
 }
