@@ -22,40 +22,42 @@ use crate::tree::Content;
 /// Bytes of one block, for slices.
 const BLOCK_LEN: usize = BLOCK as usize;
 /// Raw bytes of the largest piece: the most that a read of 4 KiB has to decompress.
-const PIECE: usize = 1 << WINDOW_LOG;
-/// The same in logical clusters.
-pub(super) const PIECE_CLUSTERS: u32 = (PIECE / BLOCK_LEN) as u32;
+pub(super) const PIECE: usize = 1 << WINDOW_LOG;
 /// Raw bytes that one thread takes at a time. Pieces do not cross runs.
 pub(super) const RUN: u64 = 1 << 20;
 /// A frame that leaves more than this of its last block empty is tried again with a shorter piece.
-const WASTE: usize = 1024;
+const WASTE: usize = 512;
+/// Bytes by which such a try aims below the full blocks, so that most succeed at once.
+const MARGIN: usize = 128;
+/// How often it is tried.
+const TRIES: usize = 2;
 
-/// A row of logical clusters (4 KiB of raw bytes each) that is decompressed at once.
+/// Raw bytes that are read at once, and the blocks that hold them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "(u32, u32)", into = "(u32, u32)")]
+#[serde(from = "(u64, u32)", into = "(u64, u32)")]
 pub struct Extent {
-    /// Raw length in units of 4 KiB; the last extent of a file ends where the file ends.
-    pub clusters: u32,
-    /// Blocks on disk: fewer than `clusters` if compressed, as many if stored as they are.
+    /// Raw length in bytes.
+    pub raw: u64,
+    /// Blocks on disk: as many as the raw bytes need if they are stored as they are, fewer if compressed.
     pub blocks: u32,
 }
 
 impl Extent {
     /// Whether the blocks hold the raw bytes.
     pub fn is_plain(self) -> bool {
-        self.blocks == self.clusters
+        u64::from(self.blocks) == self.raw.div_ceil(BLOCK)
     }
 }
 
-impl From<(u32, u32)> for Extent {
-    fn from((clusters, blocks): (u32, u32)) -> Self {
-        Extent { clusters, blocks }
+impl From<(u64, u32)> for Extent {
+    fn from((raw, blocks): (u64, u32)) -> Self {
+        Extent { raw, blocks }
     }
 }
 
-impl From<Extent> for (u32, u32) {
+impl From<Extent> for (u64, u32) {
     fn from(extent: Extent) -> Self {
-        (extent.clusters, extent.blocks)
+        (extent.raw, extent.blocks)
     }
 }
 
@@ -94,9 +96,11 @@ impl Coder {
     }
 
     /// Cuts and compresses one run.
-    fn run(&mut self, mut raw: &[u8]) -> io::Result<Run> {
+    fn run(&mut self, all: &[u8]) -> io::Result<Run> {
         let mut run = Run::default();
-        while !raw.is_empty() {
+        let mut at = 0;
+        while at < all.len() {
+            let raw = &all[at..];
             // Two halves rather than a full piece and a short one: short pieces compress badly.
             let mut take = match raw.len() {
                 all @ 0..=PIECE => all,
@@ -104,37 +108,64 @@ impl Coder {
                 _ => PIECE,
             };
             let mut len = self.context.compress2(&mut self.frame[..], &raw[..take]).map_err(zstd_error)?;
-            let empty = len.next_multiple_of(BLOCK_LEN) - len;
-            if empty > WASTE && len > BLOCK_LEN {
-                // What fits in one block fewer, if the piece is equally dense everywhere.
-                let fit = take as u64 * (len - len % BLOCK_LEN) as u64 / len as u64;
-                let shorter = fit as usize / BLOCK_LEN * BLOCK_LEN;
-                if shorter > 0 && shorter < take {
-                    let again =
-                        self.context.compress2(&mut self.second[..], &raw[..shorter]).map_err(zstd_error)?;
-                    if again <= len - len % BLOCK_LEN {
-                        (take, len) = (shorter, again);
-                        std::mem::swap(&mut self.frame, &mut self.second);
-                    }
+            if worthwhile(take, len) {
+                // The last piece of a run stays whole: what is cut off it would need a block of its own.
+                if take < raw.len() {
+                    (take, len) = self.shorten(raw, take, len)?;
                 }
-            }
-            let clusters = take.div_ceil(BLOCK_LEN);
-            let blocks = len.div_ceil(BLOCK_LEN);
-            if blocks + clusters.div_ceil(16) <= clusters {
+                let blocks = len.div_ceil(BLOCK_LEN);
                 // Zeros go before the frame: the last block is full (EROFS_FEATURE_INCOMPAT_ZERO_PADDING).
-                let pad = blocks * BLOCK_LEN - len;
-                run.bytes.resize(run.bytes.len() + pad, 0);
+                run.bytes.resize(run.bytes.len() + blocks * BLOCK_LEN - len, 0);
                 run.bytes.extend(&self.frame[..len]);
-                run.extents.push(Extent { clusters: clusters as u32, blocks: blocks as u32 });
+                run.extents.push(Extent { raw: take as u64, blocks: blocks as u32 });
             } else {
+                // The kernel refuses a stored extent that reaches into the next cluster, so the first one only fills up
+                // the cluster that the piece before it began to use.
+                if at % BLOCK_LEN != 0 {
+                    take = take.min(BLOCK_LEN - at % BLOCK_LEN);
+                }
                 run.bytes.extend(&raw[..take]);
                 run.bytes.resize(run.bytes.len().next_multiple_of(BLOCK_LEN), 0);
-                run.extents.push(Extent { clusters: clusters as u32, blocks: clusters as u32 });
+                run.extents.push(Extent { raw: take as u64, blocks: take.div_ceil(BLOCK_LEN) as u32 });
             }
-            raw = &raw[take..];
+            at += take;
         }
         Ok(run)
     }
+
+    /// The first `take` bytes of `raw` made a frame of `len` bytes: looks for a shorter piece whose frame fills its blocks
+    /// better, and says its length and that of its frame.
+    fn shorten(&mut self, raw: &[u8], take: usize, len: usize) -> io::Result<(usize, usize)> {
+        let full = len / BLOCK_LEN * BLOCK_LEN;
+        if full == 0 || len - full > BLOCK_LEN - WASTE {
+            return Ok((take, len));
+        }
+        let mut guess = (take, len);
+        for _ in 0..TRIES {
+            // As if the piece were equally dense everywhere, and a little less.
+            let shorter = guess.0 * (full - MARGIN) / guess.1;
+            if shorter < 2 * BLOCK_LEN || shorter >= take {
+                break;
+            }
+            let again = self.context.compress2(&mut self.second[..], &raw[..shorter]).map_err(zstd_error)?;
+            if again <= full {
+                // A cut that no longer saves a block has to be stored as it is: then the longer piece is better.
+                if !worthwhile(shorter, again) {
+                    break;
+                }
+                std::mem::swap(&mut self.frame, &mut self.second);
+                return Ok((shorter, again));
+            }
+            guess = (shorter, again);
+        }
+        Ok((take, len))
+    }
+}
+
+/// Whether a frame of `len` bytes is kept for `raw` bytes: it has to save a sixteenth of the blocks, and at least one.
+fn worthwhile(raw: usize, len: usize) -> bool {
+    let clusters = raw.div_ceil(BLOCK_LEN);
+    len.div_ceil(BLOCK_LEN) + clusters.div_ceil(16) <= clusters
 }
 
 /// How many runs `size` bytes make.

@@ -1,15 +1,15 @@
 //! The compact cluster index of a compressed inode: which blocks hold which part of the file.
 //!
 //! A compressed file is a row of 4 KiB logical clusters. The first one of an extent is a HEAD (or PLAIN, if the bytes are
-//! stored as they are), the others are NONHEAD; the first NONHEAD says how many blocks the extent takes (CBLKCNT), the
-//! others how far back their head lies. The compact form packs 2 clusters in 8 bytes or, from the first 32-byte boundary
+//! stored as they are) and says where in the cluster the extent begins, the others are NONHEAD; the first NONHEAD says how
+//! many blocks the extent takes (CBLKCNT), the others how far back their head lies. The compact form packs 2 clusters in 8 bytes or, from the first 32-byte boundary
 //! on, 16 clusters in 32 bytes: 14 bits each and one 32-bit block address per pack. Against the plain form of 8 bytes per
 //! cluster it saves 1.5 KiB of metadata per MiB of file.
 //!
 //! The reader's side is `z_erofs_load_compact_lcluster` in the kernel's `fs/erofs/zmap.c`.
 
 use super::compress::Extent;
-use super::format::{put16, put32};
+use super::format::{BLOCK, put16, put32};
 
 /// `Z_EROFS_LCLUSTER_TYPE_PLAIN`, `_HEAD1` and `_NONHEAD`.
 const PLAIN: u32 = 0;
@@ -44,12 +44,20 @@ pub(super) fn len(at: u64, clusters: u64) -> u64 {
 #[derive(Clone, Copy)]
 struct Cluster {
     kind: u32,
-    /// NONHEAD: clusters back to the head; [`CBLKCNT`] and the blocks of the extent in the first one.
-    back: u32,
+    /// Heads: where in the cluster the extent starts. NONHEAD: clusters back to the head, or in the first one [`CBLKCNT`]
+    /// and the blocks of the extent.
+    low: u32,
     /// NONHEAD: clusters on to the next head or to the end.
     ahead: u32,
     /// Heads: first block.
     block: u32,
+}
+
+impl Cluster {
+    /// Whether this one counts the blocks of its extent.
+    fn counts(self) -> bool {
+        self.kind == NONHEAD && self.low & CBLKCNT != 0
+    }
 }
 
 /// Appends map header and index of a file whose extents lie back to back from `block` on. `at` as for [`len`].
@@ -74,21 +82,55 @@ pub(super) fn put_fragment(b: &mut Vec<u8>, offset: u64) {
     b.extend((offset | 1 << 63).to_le_bytes());
 }
 
+/// Where each extent starts and how many blocks it takes; one that is stored as it is counts as extents of 4 KiB, because
+/// a PLAIN cluster is always one block.
+fn heads(extents: &[Extent]) -> impl Iterator<Item = Head> {
+    let mut start = 0;
+    extents.iter().flat_map(move |extent| {
+        let (first, plain) = (start, extent.is_plain());
+        start += extent.raw;
+        let end = start;
+        let (count, blocks) = if plain { (u64::from(extent.blocks), 1) } else { (1, extent.blocks) };
+        (0..count).map(move |n| Head { start: first + n * BLOCK, end, plain, blocks })
+    })
+}
+
+/// The start of an extent in the raw bytes.
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    start: u64,
+    /// End of the extent that it comes from.
+    end: u64,
+    plain: bool,
+    blocks: u32,
+}
+
+/// Whether an index can say where `extents` lie: no two start in the same cluster, and none that is stored as it is
+/// reaches into a second one (the kernel takes that for corruption at the end of a file).
+pub(super) fn is_mappable(extents: &[Extent]) -> bool {
+    let mut last = None;
+    heads(extents).all(|head| {
+        let cluster = head.start / BLOCK;
+        let inside = !head.plain || head.end.min(head.start + BLOCK) <= (cluster + 1) * BLOCK;
+        last.replace(cluster) < Some(cluster) && inside
+    })
+}
+
+/// All clusters of a file whose extents are mappable.
 fn clusters(extents: &[Extent], mut block: u32) -> Vec<Cluster> {
-    let mut clusters = Vec::with_capacity(extents.iter().map(|e| e.clusters as usize).sum());
-    for extent in extents {
-        if extent.is_plain() {
-            for n in 0..extent.blocks {
-                clusters.push(Cluster { kind: PLAIN, back: 0, ahead: 0, block: block + n });
-            }
-        } else {
-            for n in 0..extent.clusters {
-                let back = if n == 1 { CBLKCNT | extent.blocks } else { n };
-                let kind = if n == 0 { HEAD1 } else { NONHEAD };
-                clusters.push(Cluster { kind, back, ahead: extent.clusters - n, block });
-            }
+    let total = extents.iter().map(|e| e.raw).sum::<u64>().div_ceil(BLOCK);
+    let mut clusters = Vec::with_capacity(total as usize);
+    let mut heads = heads(extents).peekable();
+    while let Some(head) = heads.next() {
+        let kind = if head.plain { PLAIN } else { HEAD1 };
+        clusters.push(Cluster { kind, low: (head.start % BLOCK) as u32, ahead: 0, block });
+        let next = heads.peek().map_or(total, |next| next.start / BLOCK);
+        let count = (next - head.start / BLOCK) as u32;
+        for n in 1..count {
+            let low = if n == 1 { CBLKCNT | head.blocks } else { n };
+            clusters.push(Cluster { kind: NONHEAD, low, ahead: count - n, block });
         }
-        block += extent.blocks;
+        block += head.blocks;
     }
     clusters
 }
@@ -99,13 +141,9 @@ fn put_pack(b: &mut Vec<u8>, pack: &[Cluster], count: usize) {
     let bits = (bytes - 4) * 8 / count;
     let mut packed = [0u8; 32];
     for (i, cluster) in pack.iter().enumerate() {
-        let low = match cluster.kind {
-            NONHEAD if cluster.back & CBLKCNT != 0 => cluster.back,
-            // The last one of a pack looks ahead: its distance back follows from the one before it.
-            NONHEAD if i + 1 == count => cluster.ahead,
-            NONHEAD => cluster.back,
-            _ => 0, // every extent starts at the start of a cluster
-        };
+        // The last one of a pack looks ahead: its distance back follows from the one before it.
+        let looks_ahead = cluster.kind == NONHEAD && !cluster.counts() && i + 1 == count;
+        let low = if looks_ahead { cluster.ahead } else { cluster.low };
         let value = cluster.kind << LOW_BITS | low;
         for bit in 0..bits {
             let at = i * bits + bit;
@@ -114,10 +152,50 @@ fn put_pack(b: &mut Vec<u8>, pack: &[Cluster], count: usize) {
     }
     // A reader adds up the blocks of the clusters before a head, so the base is that many blocks before the first head.
     let before = match pack.first() {
-        Some(c) if c.kind == NONHEAD && c.back & CBLKCNT != 0 => c.back & !CBLKCNT,
+        Some(c) if c.counts() => c.low & !CBLKCNT,
         _ => 0,
     };
     let base = pack.iter().find(|c| c.kind != NONHEAD).map_or(0, |head| head.block - before);
     b.extend(&packed[..bytes - 4]);
     put32(b, base);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extents(list: &[(u64, u32)]) -> Vec<Extent> {
+        list.iter().map(|&e| e.into()).collect()
+    }
+
+    #[test]
+    fn the_index_is_as_long_as_was_reserved_wherever_it_starts() {
+        for clusters in 1..100 {
+            for at in (0..64).step_by(8) {
+                let mut b = Vec::new();
+                put(&mut b, at, &extents(&[(clusters * BLOCK, 1)]), 5);
+                assert_eq!(b.len() as u64, len(at, clusters), "{clusters} clusters at {at}");
+            }
+        }
+        assert_eq!(len(24, 32), 8 + 64, "on a 32-byte boundary 32 clusters take 64 bytes");
+    }
+
+    #[test]
+    fn a_pack_of_two_holds_types_numbers_and_the_base_block() {
+        let mut b = Vec::new();
+        // Two heads: 3 clusters in 2 blocks, then one stored block. Packs: [head, count 2], [back 2, plain].
+        put(&mut b, 0, &extents(&[(3 * BLOCK - 7, 2), (7, 1), (BLOCK, 1)]), 9);
+        let word = |at: usize| u32::from_le_bytes(b[at..at + 4].try_into().unwrap());
+        assert_eq!((word(8), word(12)), (HEAD1 << 12 | (NONHEAD << 12 | CBLKCNT | 2) << 16, 9));
+        assert_eq!((word(16), word(20)), ((PLAIN << 12 | 4089) | (PLAIN << 12) << 16, 11));
+    }
+
+    #[test]
+    fn extents_that_the_kernel_would_take_for_corruption_are_not_mappable() {
+        assert!(is_mappable(&extents(&[(9000, 2), (3288, 1), (5000, 2)])));
+        // A stored extent that starts inside a cluster and reaches into the next one.
+        assert!(!is_mappable(&extents(&[(9000, 2), (3289, 1)])));
+        // Two that start in the same cluster.
+        assert!(!is_mappable(&extents(&[(100, 1), (9000, 2)])));
+    }
 }

@@ -11,8 +11,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::ErofsError;
-use super::compress::{Extent, PIECE_CLUSTERS};
+use super::compress::{Extent, PIECE};
 use super::format::BLOCK;
+use super::index;
 use crate::digest::Digest;
 
 /// Changes whenever the same bytes would be compressed to other clusters, so that an old pack is never mixed with new.
@@ -38,7 +39,7 @@ pub struct ZFile {
     pub size: u64,
     /// First block in the data file, counted in 4096 bytes.
     pub block: u64,
-    /// What the blocks hold, in order, back to back; as JSON a list of `[clusters, blocks]`.
+    /// What the blocks hold, in order, back to back; as JSON a list of `[raw, blocks]`.
     pub extents: Vec<Extent>,
 }
 
@@ -46,6 +47,11 @@ impl ZFile {
     /// Blocks on disk.
     pub fn blocks(&self) -> u64 {
         self.extents.iter().map(|e| u64::from(e.blocks)).sum()
+    }
+
+    /// Whether the blocks are just the file, so that it needs no index.
+    pub(super) fn is_flat(&self) -> bool {
+        matches!(self.extents[..], [only] if only.is_plain())
     }
 }
 
@@ -55,11 +61,11 @@ impl ZIndex {
     }
 }
 
-/// Appends `extent`; neighbours that are both stored as they are become one.
+/// Appends `extent`; neighbours that are both stored as they are become one if that does not move a byte.
 pub(super) fn push(extents: &mut Vec<Extent>, extent: Extent) {
     match extents.last_mut() {
-        Some(last) if last.is_plain() && extent.is_plain() => {
-            last.clusters += extent.clusters;
+        Some(last) if last.is_plain() && extent.is_plain() && last.raw % BLOCK == 0 => {
+            last.raw += extent.raw;
             last.blocks += extent.blocks;
         }
         _ => extents.push(extent),
@@ -91,12 +97,16 @@ impl ZPack {
         }
         let blocks = file.metadata()?.len() / BLOCK;
         for (digest, f) in &index.files {
-            let clusters: u64 = f.extents.iter().map(|e| u64::from(e.clusters)).sum();
             let shape = f.extents.iter().all(|e| {
-                0 < e.blocks && (e.is_plain() || e.blocks < e.clusters && e.clusters <= PIECE_CLUSTERS)
+                0 < e.blocks
+                    && (e.is_plain() || u64::from(e.blocks) < e.raw.div_ceil(BLOCK) && e.raw <= PIECE as u64)
             });
-            if !shape || clusters != f.size.div_ceil(BLOCK) {
+            let raw = f.extents.iter().try_fold(0u64, |sum, e| sum.checked_add(e.raw));
+            if !shape || raw != Some(f.size) || f.blocks() > blocks {
                 return refuse(format!("its extents do not add up for {}", digest.short()));
+            }
+            if !index::is_mappable(&f.extents) {
+                return refuse(format!("its extents share clusters for {}", digest.short()));
             }
             if f.block.checked_add(f.blocks()).is_none_or(|end| end > blocks) {
                 return refuse(format!("it ends before the blocks of {}", digest.short()));

@@ -229,7 +229,7 @@ pub fn write(
                 } else {
                     let source = find(content).unwrap_or(Source::Raw(content));
                     if let Source::Pack(_, file) = &source
-                        && !file.extents.iter().all(|e| e.is_plain())
+                        && !file.is_flat()
                     {
                         layout = COMPRESSED_COMPACT;
                     }
