@@ -115,7 +115,8 @@ fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<StepKey> {
         .input("initrd programs", set(SetKind::Tool, "initrd")?)
         .input("profile", profile_digest(target.profile))
         .input("image version", work.locked.lock().version())
-        .input("kiln", env!("CARGO_PKG_VERSION"))
+        .input("initrd script", Digest::of(initrd::SCRIPT.as_bytes()))
+        .input("code", format!("{VERSION} {} {} {}", rootfs::VERSION, disk::VERSION, erofs::ZPACK_VERSION))
         .input("project", work.project.dir.display()))
 }
 

@@ -55,7 +55,11 @@ pub fn folder(work: &Work<'_>, name: &str) -> Result<PathBuf> {
         },
     )?;
     let path = work.store.relative(outcome.dir.path());
-    work.store.set_root(&Root { project: work.project.dir.clone(), what: format!("tools {name}"), needs: [path].into() })?;
+    work.store.set_root(&Root {
+        project: work.project.dir.clone(),
+        what: format!("tools {name}"),
+        needs: [path].into(),
+    })?;
     Ok(outcome.dir.file("root"))
 }
 

@@ -65,9 +65,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let (project, locked) = context.locked()?;
     let store = context.store()?;
     let out = args.out.clone().unwrap_or_else(|| project.dir.join("out"));
-    let threads =
-        args.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
-    let work = Work { project: &project, locked: &locked, store: &store, ui: &context.ui, threads: super::threads(args.threads) };
+    let work = Work {
+        project: &project,
+        locked: &locked,
+        store: &store,
+        ui: &context.ui,
+        threads: super::threads(args.threads),
+    };
     let names: Vec<&str> = match args.profile.as_str() {
         "all" => project.profiles.keys().map(String::as_str).collect(),
         name => vec![name],

@@ -101,7 +101,13 @@ struct Report<'a> {
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let (project, locked) = context.locked()?;
     let store = context.store()?;
-    let work = Work { project: &project, locked: &locked, store: &store, ui: &context.ui, threads: super::threads(None) };
+    let work = Work {
+        project: &project,
+        locked: &locked,
+        store: &store,
+        ui: &context.ui,
+        threads: super::threads(None),
+    };
     let image = match (&args.image, &args.profile) {
         (Some(image), _) => image.clone(),
         (None, Some(profile)) => {
@@ -111,17 +117,26 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         (None, None) => unreachable!("clap asks for one of both"),
     };
     if !image.is_file() {
-        let build = args.profile.as_ref().map_or("kiln build".to_owned(), |p| format!("kiln build --profile {p} --arch {}", args.arch));
-        return Err(Failure::new(Kind::Input, format!("there is no image {}", image.display())).hint(format!("run `{build}` first")).into());
+        let build = args
+            .profile
+            .as_ref()
+            .map_or("kiln build".to_owned(), |p| format!("kiln build --profile {p} --arch {}", args.arch));
+        return Err(Failure::new(Kind::Input, format!("there is no image {}", image.display()))
+            .hint(format!("run `{build}` first"))
+            .into());
     }
     let set = match args.arch {
         Arch::Amd64 => "qemu",
         Arch::Arm64 => "qemu-arm64",
     };
     let tools = tools::folder(&work, set)?;
-    let mut options = Options::new(args.arch);
+    let mut options = Options::new(match args.arch {
+        Arch::Amd64 => crate::qemu::Arch::X86_64,
+        Arch::Arm64 => crate::qemu::Arch::Aarch64,
+    });
     options.name = args.profile.clone().unwrap_or_else(|| "node".to_owned());
-    options.format = if image.extension().is_some_and(|e| e == "qcow2") { Format::Qcow2 } else { Format::Raw };
+    options.format =
+        if image.extension().is_some_and(|e| e == "qcow2") { Format::Qcow2 } else { Format::Raw };
     options.memory = args.memory;
     options.cpus = args.cpus;
     options.disk = args.disk << 30;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0       1 MiB                                                          end - 1 MiB
-//! GPT     ESP            root-verity-a            root-a                 backup GPT
+//! GPT     esp            verity-HASH              root-HASH              backup GPT
 //!         FAT32: UKI     hash tree                erofs, last so that it can grow
 //! ```
 //!
@@ -26,6 +26,8 @@ use crate::digest::{Digest, Hasher};
 
 /// The name space of the GUIDs that are derived from a root hash. Changing it changes every image.
 const NAMES: Uuid = uuid!("6d7ad98f-3c3b-4d0b-9a53-1f5f7a0c2e41");
+/// Raised when the same parts make other bytes.
+pub const VERSION: u32 = 1;
 /// Pieces of zeros from this size on are left out: a common block size of a hole.
 const HOLE: usize = 64 * 1024;
 
@@ -99,10 +101,13 @@ pub fn node_slots(node: &Node) -> (Uuid, Vec<Slot>) {
         partition: Wanted { kind, guid, name: name.to_owned(), size, attributes },
         content: content.clone(),
     };
+    // The names carry the root hash too: the kernel tells partition names without any program (PARTNAME in uevent), GUIDs it does
+    // not tell before Linux 6.13, and the initrd has no other way to ask.
+    let short = &node.root_hash.to_string()[..16];
     let slots = vec![
         slot(gpt::ESP, derived("esp"), "esp", 0, 0, &node.esp),
-        slot(verity_kind, verity, "root-verity-a", node.verity_size, gpt::READ_ONLY, &node.verity),
-        slot(root_kind, root, "root-a", node.root_size, gpt::READ_ONLY, &node.root),
+        slot(verity_kind, verity, &format!("verity-{short}"), node.verity_size, gpt::READ_ONLY, &node.verity),
+        slot(root_kind, root, &format!("root-{short}"), node.root_size, gpt::READ_ONLY, &node.root),
     ];
     (derived("disk"), slots)
 }

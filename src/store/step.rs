@@ -163,7 +163,11 @@ impl StepDir {
 fn seal(base: &Path, folder: &Path, outputs: &mut BTreeMap<String, Output>) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     for entry in fs::read_dir(folder)? {
-        let (entry, path) = { let entry = entry?; let path = entry.path(); (entry, path) };
+        let (entry, path) = {
+            let entry = entry?;
+            let path = entry.path();
+            (entry, path)
+        };
         let kind = entry.file_type()?;
         if kind.is_dir() {
             seal(base, &path, outputs)?;

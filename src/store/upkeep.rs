@@ -120,7 +120,8 @@ fn size_below(folder: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        bytes += if entry.file_type()?.is_dir() { size_below(&entry.path())? } else { entry.metadata()?.len() };
+        bytes +=
+            if entry.file_type()?.is_dir() { size_below(&entry.path())? } else { entry.metadata()?.len() };
     }
     Ok(bytes)
 }

@@ -15,9 +15,10 @@ pub const SCRIPT: &str = include_str!("init");
 const OWNER: &str = "kiln:initrd";
 
 /// The commands that [`SCRIPT`] uses, all of them busybox.
-const APPLETS: [&str; 20] = [
+const APPLETS: [&str; 21] = [
     "cat",
     "cp",
+    "cut",
     "echo",
     "find",
     "grep",
