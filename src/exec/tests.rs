@@ -5,7 +5,7 @@ fn sh(script: &str) -> Command {
     Tool::host("/bin/sh").command().arg("-c").arg(script)
 }
 
-/// The state letter of a process, `None` when it is gone.
+/// Whether a process still runs; one that ended and was not yet collected does not.
 fn alive(pid: &str) -> bool {
     fs_err::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
@@ -84,5 +84,31 @@ fn quoting_survives_the_shell() {
     for word in ["plain", "", "two words", "it's", "$HOME `id`", "a\\b", "new\nline", "*"] {
         let out = sh(&format!("printf %s {}", quote(OsStr::new(word)))).read().unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), word);
+    }
+}
+
+/// Runs itself as a parent that is killed while its child, in a group of its own, still runs.
+#[test]
+fn a_child_dies_when_its_parent_is_killed() {
+    const PIDS: &str = "KILN_TEST_PIDS";
+    if let Some(path) = std::env::var_os(PIDS) {
+        let child = sh("sleep 60").spawn().unwrap();
+        fs_err::write(path, child.id().to_string()).unwrap();
+        std::process::abort();
+    }
+    let pids = tempfile::NamedTempFile::new().unwrap();
+    let error = Tool::host(std::env::current_exe().unwrap())
+        .command()
+        .args(["--exact", "exec::tests::a_child_dies_when_its_parent_is_killed"])
+        .env(PIDS, pids.path())
+        .run()
+        .unwrap_err();
+    assert!(matches!(error, Error::Signal { signal: 6, .. }), "{error}");
+    let pid = fs_err::read_to_string(pids.path()).unwrap();
+    assert!(!pid.is_empty());
+    let end = Instant::now() + Duration::from_secs(10);
+    while alive(&pid) {
+        assert!(Instant::now() < end, "still alive: {pid}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }

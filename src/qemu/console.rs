@@ -238,7 +238,8 @@ fn plain(text: &[u8]) -> String {
     while let Some(byte) = bytes.next() {
         match byte {
             0x1b => {
-                if bytes.next() == Some(b'[') {
+                let kind = bytes.next();
+                if kind == Some(b'[') {
                     // Parameters and intermediates are 0x20..=0x3f; the first byte beyond them ends the sequence.
                     let _ = bytes.find(|b| !(0x20..=0x3f).contains(b));
                 }
