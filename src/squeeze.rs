@@ -11,7 +11,7 @@ use anyhow::Result;
 use fs_err as fs;
 
 use crate::digest::{Digest, Hasher};
-use crate::image::erofs::{self, ZIndex, ZPack};
+use crate::image::erofs::{self, ErofsError, ZIndex, ZPack};
 use crate::kernel::Kernel;
 use crate::packages::Work;
 use crate::pipeline::LEVEL;
@@ -90,8 +90,22 @@ fn one(work: &Work<'_>, name: &str, files: &[&Content]) -> Result<(ZPack, String
         .input("files", all.finish())
         .input("level", LEVEL)
         .input("writer", erofs::ZPACK_VERSION);
+    match made(work, name, files, &key) {
+        // A pack that does not fit its index was damaged since it was made.
+        Err(error)
+            if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ErofsError::Pack { .. }))) =>
+        {
+            work.ui.warn(format!("{error:#}"));
+            work.store.forget_step(&key)?;
+            made(work, name, files, &key)
+        }
+        other => other,
+    }
+}
+
+fn made(work: &Work<'_>, name: &str, files: &[&Content], key: &StepKey) -> Result<(ZPack, String)> {
     let outcome = work.store.step(
-        &key,
+        key,
         |miss| work.ui.detail("Compressing", format!("{name}: {miss}")),
         |staging| {
             let mut out =
