@@ -139,6 +139,8 @@ pub fn factory(tree: &mut Tree) -> Result<usize, StepError> {
         moved += 1;
     }
     put(tree, "usr/lib/tmpfiles.d/kiln-factory.conf", Entry::file(0o644, lines, OWNER))?;
+    // Services with PrivateTmp= that start before /var is mounted need the folder to be there.
+    put(tree, "var/tmp", Entry::dir(0o1777, OWNER))?;
     Ok(moved)
 }
 
@@ -154,7 +156,7 @@ mod tests {
         tree.insert(TreePath::new("var/lib/p/file").unwrap(), file).unwrap();
         tree.insert(TreePath::new("var/lock").unwrap(), Entry::symlink("/run/lock", "p")).unwrap();
         assert_eq!(factory(&mut tree).unwrap(), 4);
-        assert_eq!(tree.below("var").count(), 0);
+        assert_eq!(tree.below("var").map(|(p, _)| p.as_str()).collect::<Vec<_>>(), ["var/tmp"]);
         let text = super::super::step::text(&tree, "usr/lib/tmpfiles.d/kiln-factory.conf").unwrap().unwrap();
         assert!(text.contains("d /var/lib/p 0755 0 0 -\n"), "{text}");
         assert!(text.contains("C /var/lib/p/file 0640 0 42 - /usr/share/factory/var/lib/p/file\n"), "{text}");
