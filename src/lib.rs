@@ -1,13 +1,16 @@
 //! kiln bakes node images: from TOML files and one lock to a bootable, verified disk image per role of a K3s cluster.
 
 pub mod arch;
+pub mod built;
 pub mod cli;
 pub mod config;
 pub mod debian;
+pub mod diff;
 pub mod digest;
 pub mod error;
 pub mod exec;
 pub mod fetch;
+pub mod graph;
 pub mod image;
 pub mod kernel;
 pub mod lock;
@@ -24,3 +27,4 @@ pub mod tools;
 pub mod tree;
 pub mod ui;
 pub mod unpack;
+pub mod why;

@@ -102,6 +102,12 @@ impl Context {
         Ok((project, locked))
     }
 
+    /// The folder with the images: as asked, else `out` in the project, else `out` here.
+    pub(crate) fn out(&self, asked: Option<&PathBuf>) -> PathBuf {
+        let default = || self.project_dir().unwrap_or_default().join("out");
+        asked.cloned().unwrap_or_else(default)
+    }
+
     pub(crate) fn store(&self) -> Result<Store> {
         match &self.store {
             Some(path) => Store::open(&std::path::absolute(path)?),
