@@ -353,7 +353,27 @@ mod tests {
         hosts.sha256 = Some(Digest::of(b"new"));
         hosts.xattrs.insert("security.capability".to_owned(), "01".to_owned());
         let difference = diff(&old, &new);
-        insta::assert_snapshot!(difference.lines(9).join("\n"), @"");
+        insta::assert_snapshot!(difference.lines(9).join("\n"), @r"
+        kernel: 6.12.1 -> 6.12.2
+        kernel command line: quiet -> debug
+        sha256 of the disk: 1044dec7206e… -> d9298a10d1b0…
+        size of root: 100 B -> 50.00 MB (+50.00 MB)
+        packages: 5 differ
+          ^ base-files 13.8 -> 13.10
+          - curl 8.14-2
+          v libc6 2.41-12 -> 2.41-9
+          + wget 1
+          ~ busybox-static 1.37-6: same version, other bytes or relations (in ESP or initrd)
+        units: 1 differ
+          + a.service
+        command line: 2 differ
+          - quiet
+          + debug
+        files: 3 differ
+          ~ /etc/hosts [kiln:files]: mode 0644 -> 0600, sha256 4f8a2cc398d8… -> 11507a0e2f5e…, xattr security.capability (none) -> 01
+          - /usr/bin/curl [curl]
+          + /usr/bin/wget [wget]
+        ");
         assert_eq!(difference.lines(1).last().unwrap(), "  … and 2 more; --all lists them");
         let text = serde_json::to_string(&difference).unwrap();
         assert_eq!(serde_json::from_str::<Difference>(&text).unwrap(), difference);

@@ -430,11 +430,16 @@ pub fn publish(
 
 /// Writes `value` as JSON with a newline at its end, atomically.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut temp = tempfile::Builder::new().prefix(".kiln-json.").tempfile_in(folder)?;
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
-    std::io::Write::write_all(&mut temp, &text)?;
+    write_file(path, &text)
+}
+
+/// Writes a file that everybody may read, atomically.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temp = tempfile::Builder::new().prefix(".kiln.").tempfile_in(folder)?;
+    std::io::Write::write_all(&mut temp, bytes)?;
     fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     temp.persist(path).map_err(|e| e.error).with_context(|| format!("writing {}", path.display()))?;
     Ok(())
