@@ -1,18 +1,21 @@
 //! kiln bakes node images: from TOML files and one lock to a bootable, verified disk image per role of a K3s cluster.
 
 pub mod arch;
+pub mod bench;
 pub mod built;
 pub mod cli;
 pub mod config;
 pub mod debian;
 pub mod diff;
 pub mod digest;
+pub mod doctor;
 pub mod error;
 pub mod exec;
 pub mod fetch;
 pub mod formats;
 pub mod graph;
 pub mod image;
+pub mod init;
 pub mod kernel;
 pub mod lock;
 pub mod manifest;
