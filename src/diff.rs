@@ -305,7 +305,7 @@ fn sign(change: Change) -> &'static str {
 }
 
 /// Digests are cut to what people compare.
-fn short(text: &str) -> String {
+pub(crate) fn short(text: &str) -> String {
     text.parse::<crate::digest::Digest>()
         .map_or_else(|_| text.to_owned(), |digest| format!("{}…", digest.short()))
 }

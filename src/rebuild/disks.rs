@@ -286,16 +286,43 @@ mod tests {
         assert_eq!(
             *conf,
             format!(
-                "step boot, loader/loader.conf: its bytes is {}, then {}",
+                "step boot, loader/loader.conf: its bytes {} -> {}",
                 sha(b"timeout 0"),
                 sha(b"timeout 1")
             )
         );
-        assert!(found.iter().any(|l| l == "step boot, a.efi: the file is there, then missing"), "{found:?}");
-        assert!(found.iter().any(|l| l == "step boot, b.efi: the file is missing, then there"), "{found:?}");
+        assert!(found.iter().any(|l| l == "step boot, a.efi: the file there -> missing"), "{found:?}");
+        assert!(found.iter().any(|l| l == "step boot, b.efi: the file missing -> there"), "{found:?}");
         let last = found.last().unwrap();
         assert!(last.starts_with(&format!("step root: byte 5000 of partition {name}")), "{last}");
-        assert!(last.ends_with("is 0x00, then 0x09"), "{last}");
+        assert!(last.ends_with("0x00 -> 0x09"), "{last}");
+    }
+
+    #[test]
+    fn a_uki_is_told_by_section() {
+        let uki = |initrd: &[u8], cmdline: &str| {
+            let pe = crate::image::uki::tests::small_pe(0x8664, 1024);
+            let parts = crate::image::uki::Parts {
+                stub: &pe,
+                os_release: "ID=debian\n",
+                cmdline,
+                uname: "6.12",
+                linux: &pe,
+                initrd: &[initrd],
+                dtb: None,
+                ucode: None,
+            };
+            let mut bytes = Vec::new();
+            crate::image::uki::assemble(&parts, &mut bytes).unwrap();
+            bytes
+        };
+        let places = |a: &[u8], b: &[u8]| -> Vec<(String, String)> {
+            program("a.efi", a, b).into_iter().map(|f| (f.step, f.field)).collect()
+        };
+        let place = |step: &str, section: &str| (step.to_owned(), format!("section {section}"));
+        let one = uki(b"0707010", "quiet");
+        assert_eq!(places(&one, &uki(b"0707011", "quiet")), [place("initrd", ".initrd")]);
+        assert_eq!(places(&one, &uki(b"0707010", "debug")), [place("boot", ".cmdline")]);
     }
 
     #[test]
@@ -308,10 +335,10 @@ mod tests {
         file.file().write_all_at(&[0xAB], 500_000).unwrap();
         assert_eq!(
             lines(&first, &second),
-            ["step disk: byte 500000, outside of all partitions, is 0x00, then 0xab"]
+            ["step disk: byte 500000, outside of all partitions, 0x00 -> 0xab"]
         );
         file.set_len(file.metadata().unwrap().len() + 512).unwrap();
-        assert!(lines(&first, &second)[0].starts_with("step disk: length is "));
+        assert!(lines(&first, &second)[0].starts_with("step disk: length "));
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl fmt::Display for Finding {
         if !self.file.is_empty() {
             write!(f, ", {}", self.file)?;
         }
-        write!(f, ": {} is {}, then {}", self.field, self.first, self.second)
+        write!(f, ": {} {} -> {}", self.field, diff::short(&self.first), diff::short(&self.second))
     }
 }
 
@@ -176,8 +176,8 @@ pub fn link_object(from: &Store, to: &Store, digest: Digest, size: u64) -> Resul
     Ok(())
 }
 
-/// Steps that had the same key in both stores, and so the same inputs, and other outputs: the causes of a difference. In the order in
-/// which a build makes them.
+/// Steps that had the same key in both stores, and so the same inputs, and other outputs, or whose outputs in the first store were
+/// changed since: the causes of a difference. In the order in which a build makes them.
 pub fn steps(first: &Store, second: &Store) -> Result<Vec<Finding>> {
     /// Order of the kinds in a build; a kind that is not here comes last.
     const ORDER: [&str; 6] = ["unpack", "kernel", "compress", "root", "initrd", "boot"];
@@ -188,20 +188,24 @@ pub fn steps(first: &Store, second: &Store) -> Result<Vec<Finding>> {
             .with_context(|| format!("{} is damaged", path.display()))?;
         // A step with another key has other inputs: it follows from one that is told here.
         let Ok(old) = first.find_step(&record.key) else { continue };
+        let finding = |file: &str, field: &str, first: String, second: String| Finding {
+            step: record.key.kind.clone(),
+            name: record.key.name.clone(),
+            file: file.to_owned(),
+            field: field.to_owned(),
+            first,
+            second,
+        };
+        if let Some(damage) = old.damage()? {
+            findings.push(finding("", "its output in the store:", damage, "whole".to_owned()));
+        }
         let outputs = &old.record().outputs;
         for name in outputs.keys().chain(record.outputs.keys().filter(|n| !outputs.contains_key(*n))) {
             let digest =
                 |o: Option<&crate::store::Output>| o.map_or("(missing)".to_owned(), |o| o.sha256.to_string());
             let (a, b) = (digest(outputs.get(name)), digest(record.outputs.get(name)));
             if a != b {
-                findings.push(Finding {
-                    step: record.key.kind.clone(),
-                    name: record.key.name.clone(),
-                    file: name.clone(),
-                    field: "sha256".to_owned(),
-                    first: a,
-                    second: b,
-                });
+                findings.push(finding(name, "sha256", a, b));
             }
         }
     }
@@ -267,6 +271,20 @@ mod tests {
     }
 
     #[test]
+    fn an_output_that_was_changed_in_the_store_is_told() {
+        let ((_a, first), (_b, second)) = (store("one"), store("one"));
+        assert_eq!(steps(&first, &second).unwrap(), []);
+        let path = first.step_path(&StepKey::new("root", "server", 1).input("deb", "abc")).join("data");
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+        fs::write(&path, "eno").unwrap();
+        let found = steps(&first, &second).unwrap();
+        assert_eq!(
+            found[0].to_string(),
+            "step root, server: its output in the store: data does not have its digest any more -> whole"
+        );
+    }
+
+    #[test]
     fn files_name_package_or_step_and_the_field() {
         let (first, mut second) = (sample().files, sample().files);
         second.get_mut("/usr/bin/curl").unwrap().mode = "0755".to_owned();
@@ -276,9 +294,9 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "step root, base-files, /bin: the file is there, then missing",
-                "step accounts, /etc/passwd: uid is 0, then 7",
-                "step root, curl, /usr/bin/curl: mode is 0644, then 0755",
+                "step root, base-files, /bin: the file there -> missing",
+                "step accounts, /etc/passwd: uid 0 -> 7",
+                "step root, curl, /usr/bin/curl: mode 0644 -> 0755",
             ]
         );
         assert_eq!(files(&first, &first), []);
@@ -315,7 +333,7 @@ mod tests {
         let error = verdict(false, files(&first, &second)).into_result(&target).unwrap_err();
         let report = crate::error::report(&error);
         assert_eq!(report.kind.exit_code(), 7);
-        assert!(report.chain[0].contains("step files, /etc/hosts: gid is 0, then 5"), "{}", report.chain[0]);
+        assert!(report.chain[0].contains("step files, /etc/hosts: gid 0 -> 5"), "{}", report.chain[0]);
         let same = verdict(true, vec![]).into_result(&target).unwrap();
         let text = serde_json::to_string(&same).unwrap();
         assert_eq!(serde_json::from_str::<Verdict>(&text).unwrap(), same);
