@@ -1,4 +1,41 @@
 //! kiln bakes node images: from TOML files and one lock to a bootable, verified disk image per role of a K3s cluster.
+//!
+//! # The way of the data
+//!
+//! Modules stand in the order of a build, and data never goes back:
+//!
+//! ```text
+//! images/*.toml profiles/*.toml   wanted      [spec]
+//!       | kiln update (network)
+//! images/kiln.lock                exact       [lock]
+//!       | (network, by digest)
+//! objects in the store            verified    [fetch], [store]
+//!       |                                     no network from here on
+//! one tree per package            trees       [debian], [tree], [unpack], [packages]
+//!       |
+//! one root tree                   composed    [kernel], [rootfs]
+//!       |
+//! erofs, verity, UKI, ESP, GPT    bytes       [squeeze], [image], [pipeline], [manifest]
+//!       |
+//! a machine                       proven      [tools], [qemu]
+//! ```
+//!
+//! [`pipeline::build`] is the recipe of a build on one page: read it first.
+//!
+//! # Promises, and what keeps them
+//!
+//! - *Same lock, same bytes.* No stage asks the clock, the locale, the user or the order of a directory: trees are sorted maps,
+//!   owners and modes are data, every file has the lock's time. Threads only share out work whose order is fixed.
+//! - *No program in a build.* Every format is written by kiln itself ([`image`]); no maintainer script and no tool is run. That is
+//!   what makes a build rootless, quick and the same for a foreign architecture.
+//! - *Nothing unverified.* Metadata counts by an OpenPGP signature of a pinned key, everything below by digest. Objects are
+//!   hashed when they are fetched and again when they are unpacked.
+//! - *One door each.* The network is used by [`lock`] and [`fetch`], children are made by [`exec`], `unsafe` is in [`sys`], and
+//!   printing in [`ui`]. A test reads the sources and sees to it.
+//!
+//! # Format modules
+//!
+//! [`debian`], [`tree`] and [`image`] know nothing of TOML, the store or the command line: bytes come in, values or errors go out.
 
 pub mod arch;
 pub mod bench;

@@ -130,10 +130,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         Arch::Arm64 => "qemu-arm64",
     };
     let tools = tools::folder(&work, set)?;
-    let mut options = Options::new(match args.arch {
-        Arch::Amd64 => crate::qemu::Arch::X86_64,
-        Arch::Arm64 => crate::qemu::Arch::Aarch64,
-    });
+    let mut options = Options::new(args.arch);
     options.name = args.profile.clone().unwrap_or_else(|| "node".to_owned());
     options.format =
         if image.extension().is_some_and(|e| e == "qcow2") { Format::Qcow2 } else { Format::Raw };

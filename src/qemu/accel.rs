@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fs_err as fs;
 
-use super::Arch;
+use crate::arch::Arch;
 use crate::error::Failure;
 use crate::exec::{self, Tool};
 
@@ -41,8 +41,8 @@ impl Accel {
     pub fn cpu(self, arch: Arch) -> &'static str {
         match (self, arch) {
             (Accel::Kvm, _) => "host",
-            (Accel::Tcg, Arch::X86_64) => "max",
-            (Accel::Tcg, Arch::Aarch64) => "neoverse-n1",
+            (Accel::Tcg, Arch::Amd64) => "max",
+            (Accel::Tcg, Arch::Arm64) => "neoverse-n1",
         }
     }
 
@@ -79,7 +79,7 @@ pub fn prove(root: &Path, arch: Arch) -> Result<Choice, Failure> {
     if Arch::host() != Some(arch) {
         return tcg(&format!("this host cannot run {arch} code itself"));
     }
-    let emulator = Tool::from_tree(root, arch.emulator())?;
+    let emulator = Tool::from_tree(root, super::emulator(arch))?;
     match fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return tcg("there is no /dev/kvm"),
         Err(_) => return tcg("/dev/kvm may not be opened by this user"),
@@ -112,13 +112,11 @@ fn try_guest(root: &Path, emulator: &Tool, arch: Arch, accel: Accel) -> Result<b
         .args(["-accel", accel.argument(), "-cpu", accel.cpu(arch), "-chardev"])
         .arg(format!("file,id=answer,path={}", answer.display().to_string().replace(',', ",,")));
     let command = match arch {
-        Arch::X86_64 => command
+        Arch::Amd64 => command
             .args(["-machine", "q35", "-device", "isa-debugcon,iobase=0xe9,chardev=answer"])
             .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-bios"])
             .arg(&guest),
-        Arch::Aarch64 => {
-            command.args(["-machine", "virt", "-serial", "chardev:answer", "-kernel"]).arg(&guest)
-        }
+        Arch::Arm64 => command.args(["-machine", "virt", "-serial", "chardev:answer", "-kernel"]).arg(&guest),
     };
     match command.run() {
         // isa-debug-exit ends QEMU with twice the byte plus one: 0x10 gives 33.
@@ -131,8 +129,8 @@ fn try_guest(root: &Path, emulator: &Tool, arch: Arch, accel: Accel) -> Result<b
 /// The test guest: on x86 a firmware of 64 KiB that starts at the reset vector, on ARM a flat kernel.
 fn guest_bytes(arch: Arch) -> Vec<u8> {
     match arch {
-        Arch::X86_64 => x86_rom(),
-        Arch::Aarch64 => arm_kernel(),
+        Arch::Amd64 => x86_rom(),
+        Arch::Arm64 => arm_kernel(),
     }
 }
 
@@ -215,7 +213,7 @@ mod tests {
 
     #[test]
     fn a_foreign_architecture_is_translated_without_a_trial() {
-        let foreign = if Arch::host() == Some(Arch::X86_64) { Arch::Aarch64 } else { Arch::X86_64 };
+        let foreign = if Arch::host() == Some(Arch::Amd64) { Arch::Arm64 } else { Arch::Amd64 };
         let choice = prove(Path::new("/nowhere"), foreign).unwrap();
         assert_eq!(
             choice.to_string(),

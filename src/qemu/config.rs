@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::Arch;
 use super::accel::Accel;
 use super::firmware::Firmware;
+use crate::arch::Arch;
 use crate::error::{Failure, Kind};
 
 /// How an image file is laid out.
@@ -211,14 +211,14 @@ impl MachineConfig {
             }
         }
         for (name, _) in &self.credentials {
-            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b)) {
+            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@~".contains(&b)) {
                 return refuse(format!(
-                    "credential name `{name}` may hold letters, digits, `.`, `_`, `-` and `@` only"
+                    "credential name `{name}` may hold letters, digits, `.`, `_`, `-`, `~` and `@` only"
                 ));
             }
         }
         if matches!(self.boot, Boot::Kernel { .. }) {
-            if self.arch == Arch::Aarch64 && !self.credentials.is_empty() {
+            if self.arch == Arch::Arm64 && !self.credentials.is_empty() {
                 return refuse(
                     "a kernel started directly on aarch64 sees no SMBIOS, so no credentials".to_owned(),
                 );
@@ -255,8 +255,8 @@ impl MachineConfig {
             args.pair("-L", text(&places.share.join(data)));
         }
         let machine = match self.arch {
-            Arch::X86_64 => "q35,vmport=off,hpet=off",
-            Arch::Aarch64 => "virt,gic-version=3",
+            Arch::Amd64 => "q35,vmport=off,hpet=off",
+            Arch::Arm64 => "virt,gic-version=3",
         };
         args.pair("-machine", machine);
         args.pair("-accel", self.accel.argument()).pair("-cpu", self.accel.cpu(self.arch));

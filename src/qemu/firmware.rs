@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Arch;
+use crate::arch::Arch;
 use crate::error::{Failure, Kind};
 
 /// The two flash images of a UEFI machine.
@@ -23,9 +23,9 @@ impl Firmware {
     /// [`Kind::Tool`] when the package is not in the tree.
     pub fn find(root: &Path, arch: Arch) -> Result<Self, Failure> {
         let (package, code, vars) = match arch {
-            Arch::X86_64 => ("ovmf", "OVMF/OVMF_CODE_4M.fd", "OVMF/OVMF_VARS_4M.fd"),
+            Arch::Amd64 => ("ovmf", "OVMF/OVMF_CODE_4M.fd", "OVMF/OVMF_VARS_4M.fd"),
             // AAVMF_CODE.fd is the Secure Boot build; its keys would be in a VARS file that kiln does not use.
-            Arch::Aarch64 => ("qemu-efi-aarch64", "AAVMF/AAVMF_CODE.no-secboot.fd", "AAVMF/AAVMF_VARS.fd"),
+            Arch::Arm64 => ("qemu-efi-aarch64", "AAVMF/AAVMF_CODE.no-secboot.fd", "AAVMF/AAVMF_VARS.fd"),
         };
         let share = root.join("usr/share");
         let firmware = Firmware { code: share.join(code), vars: share.join(vars) };

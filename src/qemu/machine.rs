@@ -48,7 +48,7 @@ impl Machine {
     pub fn start(root: &Path, config: &MachineConfig, parent: Option<&Path>) -> anyhow::Result<Self> {
         config.validate()?;
         let root = std::path::absolute(root)?;
-        let emulator = Tool::from_tree(&root, config.arch.emulator()).map_err(Failure::from)?;
+        let emulator = Tool::from_tree(&root, super::emulator(config.arch)).map_err(Failure::from)?;
         let mut builder = tempfile::Builder::new();
         let prefix = format!("kiln-{}-", config.name);
         builder.prefix(&prefix);

@@ -22,41 +22,12 @@ pub mod qmp;
 pub mod ready;
 pub mod run;
 
-use std::fmt;
+use crate::arch::Arch;
 
-/// The architecture of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arch {
-    /// PC: `q35`, OVMF, serial line `ttyS0`.
-    X86_64,
-    /// ARM: `virt`, AAVMF, serial line `ttyAMA0`.
-    Aarch64,
-}
-
-impl Arch {
-    /// The host's architecture, if kiln knows it.
-    pub fn host() -> Option<Self> {
-        match std::env::consts::ARCH {
-            "x86_64" => Some(Arch::X86_64),
-            "aarch64" => Some(Arch::Aarch64),
-            _ => None,
-        }
-    }
-
-    /// The emulator, as a path in the tool tree.
-    pub fn emulator(self) -> &'static str {
-        match self {
-            Arch::X86_64 => "usr/bin/qemu-system-x86_64",
-            Arch::Aarch64 => "usr/bin/qemu-system-aarch64",
-        }
-    }
-}
-
-impl fmt::Display for Arch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Arch::X86_64 => "x86_64",
-            Arch::Aarch64 => "aarch64",
-        })
+/// The emulator for guests of `arch`, as a path in the tool tree.
+pub(crate) fn emulator(arch: Arch) -> &'static str {
+    match arch {
+        Arch::Amd64 => "usr/bin/qemu-system-x86_64",
+        Arch::Arm64 => "usr/bin/qemu-system-aarch64",
     }
 }

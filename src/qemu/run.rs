@@ -10,7 +10,8 @@ use super::accel::{self, Accel, Choice};
 use super::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Nic, NicModel};
 use super::firmware::Firmware;
 use super::machine::Machine;
-use super::{Arch, ready};
+use super::ready;
+use crate::arch::Arch;
 use crate::error::{Failure, Kind};
 use crate::sys::RawTerminal;
 

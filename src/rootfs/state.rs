@@ -66,6 +66,10 @@ pub fn state(tree: &mut Tree, slot: Size, var: Size) -> Result<(), StepError> {
     }
     // Empty, not missing: systemd mounts the transient id over it (machine-id(5), "first boot semantics").
     put(tree, "etc/machine-id", Entry::file(0o444, "", OWNER))?;
+    for (path, target) in [("var/run", "/run"), ("var/lock", "/run/lock")] {
+        tree.remove(path);
+        put(tree, path, Entry::symlink(target, OWNER))?;
+    }
     put(tree, "var/lib/dbus/machine-id", Entry::symlink("/etc/machine-id", OWNER))?;
     let fstab = "# The root is mounted by the initrd. /dev/kiln/* are partitions of the disk that holds it.\n\
                  /dev/kiln/var /var ext4 nosuid,nodev,x-systemd.device-timeout=90s,x-systemd.requires=systemd-repart.service,x-systemd.growfs 0 2\n\
@@ -139,6 +143,8 @@ pub fn factory(tree: &mut Tree) -> Result<usize, StepError> {
         moved += 1;
     }
     put(tree, "usr/lib/tmpfiles.d/kiln-factory.conf", Entry::file(0o644, lines, OWNER))?;
+    // Services with PrivateTmp= that start before /var is mounted need the folder to be there.
+    put(tree, "var/tmp", Entry::dir(0o1777, OWNER))?;
     Ok(moved)
 }
 
@@ -154,7 +160,7 @@ mod tests {
         tree.insert(TreePath::new("var/lib/p/file").unwrap(), file).unwrap();
         tree.insert(TreePath::new("var/lock").unwrap(), Entry::symlink("/run/lock", "p")).unwrap();
         assert_eq!(factory(&mut tree).unwrap(), 4);
-        assert_eq!(tree.below("var").count(), 0);
+        assert_eq!(tree.below("var").map(|(p, _)| p.as_str()).collect::<Vec<_>>(), ["var/tmp"]);
         let text = super::super::step::text(&tree, "usr/lib/tmpfiles.d/kiln-factory.conf").unwrap().unwrap();
         assert!(text.contains("d /var/lib/p 0755 0 0 -\n"), "{text}");
         assert!(text.contains("C /var/lib/p/file 0640 0 42 - /usr/share/factory/var/lib/p/file\n"), "{text}");

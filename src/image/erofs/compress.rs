@@ -225,14 +225,18 @@ fn read_run(content: &Content, n: u64) -> Result<Vec<u8>, ErofsError> {
     if n == 0 {
         let (digest, _) = Digest::of_reader(content.reader()).map_err(named)?;
         if digest != content.digest() {
-            let text = "the bytes do not have this digest any more";
-            return Err(named(io::Error::new(io::ErrorKind::InvalidData, text)));
+            return Err(named(not_this_digest()));
         }
     }
     let start = n * RUN;
     let mut raw = vec![0; RUN.min(content.size() - start) as usize];
     content.read_exact_at(&mut raw, start).map_err(named)?;
     Ok(raw)
+}
+
+/// What is said of content that changed under its digest.
+pub(super) fn not_this_digest() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the bytes do not have this digest any more")
 }
 
 /// Compresses every file of `files` that does not belong in the packed inode (see [`super::SMALL`]) into `out`, in the
@@ -259,6 +263,7 @@ pub fn compress_tree<'a>(
         }
     }
     let mut at = 0;
+    let mut crc = crc32fast::Hasher::new();
     in_order(
         level,
         threads,
@@ -268,14 +273,17 @@ pub fn compress_tree<'a>(
             let (content, n) = jobs[i];
             out.write_all(&run.bytes)?;
             if n == 0 {
-                let file = ZFile { size: content.size(), block: at, extents: Vec::new() };
+                let file = ZFile { size: content.size(), block: at, extents: Vec::new(), crc: 0 };
                 index.files.insert(content.digest(), file);
+                crc.reset();
             }
+            crc.update(&run.bytes);
             let file =
                 index.files.get_mut(&content.digest()).expect("inserted with the first run of the file");
             for extent in run.extents {
                 super::pack::push(&mut file.extents, extent);
             }
+            file.crc = crc.clone().finalize();
             at += run.bytes.len() as u64 / BLOCK;
             Ok(())
         },

@@ -190,6 +190,170 @@ mod tests {
         assert_eq!((word(16), word(20)), ((PLAIN << 12 | 4089) | (PLAIN << 12) << 16, 11));
     }
 
+    /// A reader of the index, written after the rules in `zmap.c`, of one file whose map header is at `at` in the image.
+    struct Reader<'a> {
+        index: &'a [u8],
+        at: u64,
+        clusters: u64,
+    }
+
+    impl Reader<'_> {
+        /// The pack of cluster `n`: its bytes, the number of its slots, the slot of `n`.
+        fn pack(&self, n: u64) -> (&[u8], usize, usize) {
+            let start = self.at + 8;
+            let first = ((32 - start % 32) / 4) % 8;
+            let middle = self.clusters.saturating_sub(first) / 16 * 16;
+            let (offset, slots) = if n < first {
+                (n * 4, 2)
+            } else if n - first < middle {
+                (first * 4 + (n - first) * 2, 16)
+            } else {
+                (first * 4 + middle * 2 + (n - first - middle) * 4, 2)
+            };
+            // A pack lies at a multiple of its size, counted in the image and not in the index.
+            let bytes = if slots == 2 { 8 } else { 32 };
+            let from = (start + offset) / bytes * bytes;
+            let slot = (start + offset - from) as usize / (bytes as usize / slots);
+            let from = (from - self.at) as usize;
+            (&self.index[from..from + bytes as usize], slots, slot)
+        }
+
+        /// Type and number in a slot.
+        fn slot(pack: &[u8], slots: usize, slot: usize) -> (u32, u32) {
+            let bits = (pack.len() - 4) * 8 / slots;
+            let value = (0..14)
+                .map(|b| u32::from(pack[(slot * bits + b) / 8] >> ((slot * bits + b) % 8) & 1) << b)
+                .sum::<u32>();
+            (value >> 12, value & 0xfff)
+        }
+
+        /// Clusters from `n` back to its head.
+        fn back(&self, n: u64) -> u64 {
+            let (pack, slots, slot) = self.pack(n);
+            match Self::slot(pack, slots, slot) {
+                (NONHEAD, low) if low & CBLKCNT != 0 => 1,
+                (NONHEAD, low) if slot + 1 < slots => u64::from(low),
+                (NONHEAD, _) => match Self::slot(pack, slots, slot - 1) {
+                    (NONHEAD, low) if low & CBLKCNT != 0 => 2,
+                    (NONHEAD, low) => u64::from(low) + 1,
+                    _ => 1,
+                },
+                _ => 0,
+            }
+        }
+
+        /// Of the head at cluster `n`: whether stored as it is, where in the cluster it starts, its first block, its blocks.
+        fn head(&self, n: u64) -> (bool, u32, u32, u32) {
+            let (pack, slots, slot) = self.pack(n);
+            let (kind, low) = Self::slot(pack, slots, slot);
+            assert_ne!(kind, NONHEAD);
+            // Add up the blocks of the extents before this one, going back in the pack.
+            let (mut i, mut before) = (slot as i64, 0);
+            while i > 0 {
+                i -= 1;
+                match Self::slot(pack, slots, i as usize) {
+                    (NONHEAD, low) if low & CBLKCNT != 0 => {
+                        before += low & !CBLKCNT;
+                        i -= 1;
+                    }
+                    (NONHEAD, low) => {
+                        assert!(low > 1, "a first NONHEAD must count blocks");
+                        i -= i64::from(low) - 2;
+                    }
+                    _ => before += 1,
+                }
+            }
+            let base = u32::from_le_bytes(pack[pack.len() - 4..].try_into().unwrap());
+            let mut blocks = 1;
+            if n + 1 < self.clusters {
+                let (pack, slots, slot) = self.pack(n + 1);
+                if let (NONHEAD, low) = Self::slot(pack, slots, slot) {
+                    assert!(low & CBLKCNT != 0);
+                    blocks = low & !CBLKCNT;
+                }
+            }
+            (kind == PLAIN, low, base + before, blocks)
+        }
+
+        /// The cluster where the extent of cluster `n` ends, as found by looking ahead from `n`.
+        fn end(&self, mut n: u64) -> u64 {
+            let from = n;
+            while n < self.clusters {
+                let (pack, slots, slot) = self.pack(n);
+                if n > from && Self::slot(pack, slots, slot).0 != NONHEAD {
+                    return n;
+                }
+                let mut ahead = 0;
+                for i in slot..slots {
+                    if Self::slot(pack, slots, i).0 != NONHEAD && i > slot {
+                        return n + ahead;
+                    }
+                    ahead += 1;
+                }
+                // The last slot says how far its extent goes on, unless it counts blocks.
+                n += match Self::slot(pack, slots, slots - 1) {
+                    (NONHEAD, low) if low & CBLKCNT == 0 => ahead + u64::from(low) - 1,
+                    _ => ahead,
+                };
+            }
+            n.min(self.clusters)
+        }
+    }
+
+    /// Extents as a run can have them: (compressed, raw clusters, bytes less, saved blocks).
+    fn mappable(list: &[(bool, u64, u64, u32)]) -> Vec<Extent> {
+        let (mut extents, mut start) = (Vec::new(), 0u64);
+        for &(compressed, clusters, less, saved) in list {
+            let raw = if compressed {
+                (clusters + 2) * BLOCK - less
+            } else if start % BLOCK != 0 {
+                BLOCK - start % BLOCK
+            } else {
+                clusters * BLOCK
+            };
+            let all = raw.div_ceil(BLOCK) as u32;
+            let blocks = if compressed { (all - 1).saturating_sub(saved).max(1) } else { all };
+            extents.push(Extent { raw, blocks });
+            start += raw;
+        }
+        extents
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn every_cluster_leads_to_its_extent(
+            list in proptest::collection::vec(
+                (proptest::bool::ANY, 1u64..31, 0u64..4096, 0u32..20), 1..30,
+            ),
+            at in 0u64..8,
+        ) {
+            let (at, extents) = (at * 8, mappable(&list));
+            assert!(is_mappable(&extents), "{extents:?}");
+            let mut index = Vec::new();
+            put(&mut index, at, &extents, 1000);
+            let raw: u64 = extents.iter().map(|e| e.raw).sum();
+            let reader = Reader { index: &index, at, clusters: raw.div_ceil(BLOCK) };
+            let (mut start, mut block) = (0, 1000);
+            for extent in extents {
+                let parts = if extent.is_plain() { extent.blocks } else { 1 };
+                for part in 0..u64::from(parts) {
+                    let from = start + part * BLOCK;
+                    let to = if extent.is_plain() { (from + BLOCK).min(start + extent.raw) } else { start + extent.raw };
+                    let blocks = if extent.is_plain() { 1 } else { extent.blocks };
+                    let (head, next) = (from / BLOCK, if to == raw { reader.clusters } else { to / BLOCK });
+                    assert_eq!(reader.head(head), (extent.is_plain(), (from % BLOCK) as u32, block, blocks));
+                    for n in head..next {
+                        assert_eq!((reader.back(n), reader.end(n)), (n - head, next), "cluster {n}");
+                    }
+                    block += blocks;
+                }
+                start += extent.raw;
+            }
+        }
+    }
+
     #[test]
     fn extents_that_the_kernel_would_take_for_corruption_are_not_mappable() {
         assert!(is_mappable(&extents(&[(9000, 2), (3288, 1), (5000, 2)])));

@@ -18,6 +18,29 @@
 //!
 //! The same tree and options make the same bytes, whatever the number of threads and whichever pack a file comes from.
 //!
+//! # Why this way
+//!
+//! Measured on a trixie node of 206 packages (14,454 nodes, 464 MB, 2 threads of one machine, CPU seconds; cold read of all
+//! files and of every tenth file, in random order, through a loop mount):
+//!
+//! | writer | image | CPU | all | every tenth |
+//! |---|---|---|---|---|
+//! | kiln zstd 6 (first build / packs at hand) | 163.0 MB | 8.8 / 2.0 s | 1.4 s | 0.35 s |
+//! | mkfs.erofs 1.8.6 zstd 6, fragments | 170.6 MB | 46 s | | |
+//! | mkfs.erofs 1.8.6 zstd 3 | 200.6 MB | 16 s | | |
+//! | mksquashfs 4.6.1 zstd 6 | 157.7 MB | 5.6 s | 1.7 s | 0.8 s |
+//!
+//! - Pieces are cut by their raw length. mkfs.erofs searches for the input that fits its output in several rounds for each
+//!   cluster; one look at the first result and one shorter try give most of that.
+//! - Small files are packed together because they compress badly one by one and would each lose half a block: without,
+//!   mkfs.erofs needs a fifth more room. Up to 16 KiB gives 4 % larger images than up to 64 KiB, up to 128 KiB only 0.5 %
+//!   smaller ones for half as much work again at each [`write`].
+//! - The packed inode is compressed at each write and not per package, because profiles drop small files (manuals,
+//!   translations) that would be dragged along.
+//! - Compact indexes, no inline tails, no shared attributes: the rest of the metadata is 1 % of the image.
+//! - squashfs is 3 % smaller, since it neither aligns to blocks nor keeps metadata readable in place, and reads slower for
+//!   the same reasons. A node boots often and is built once: erofs.
+//!
 //! Source of the format: `fs/erofs/erofs_fs.h` and `zmap.c` of Linux 6.12, and
 //! <https://erofs.docs.kernel.org/en/latest/ondisk/index.html>.
 

@@ -17,7 +17,7 @@ use super::index;
 use crate::digest::Digest;
 
 /// Changes whenever the same bytes would be compressed to other clusters, so that an old pack is never mixed with new.
-pub const ZPACK_VERSION: u32 = 2;
+pub const ZPACK_VERSION: u32 = 3;
 
 /// Where each file of a pack lies. Keep it with the data that [`super::compress_tree`] wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,6 +41,8 @@ pub struct ZFile {
     pub block: u64,
     /// What the blocks hold, in order, back to back; as JSON a list of `[raw, blocks]`.
     pub extents: Vec<Extent>,
+    /// CRC-32 (IEEE) of the blocks: a damaged pack is found when its blocks are copied.
+    pub crc: u32,
 }
 
 impl ZFile {
@@ -125,18 +127,24 @@ impl ZPack {
         &self.name
     }
 
-    /// Copies the blocks of `file` to `out`.
-    pub(super) fn copy(&self, file: &ZFile, out: &mut impl Write) -> io::Result<()> {
+    /// Copies the blocks of `file` to `out` and checks them.
+    pub(super) fn copy(&self, file: &ZFile, out: &mut impl Write) -> Result<(), ErofsError> {
         let mut at = file.block * BLOCK;
         let end = at + file.blocks() * BLOCK;
+        let mut crc = crc32fast::Hasher::new();
         let mut buffer = vec![0; (end - at).min(1 << 20) as usize];
         while at < end {
             let n = buffer.len().min((end - at) as usize);
             self.file
                 .read_exact_at(&mut buffer[..n], at)
                 .map_err(|e| io::Error::new(e.kind(), format!("reading pack {}: {e}", self.name)))?;
+            crc.update(&buffer[..n]);
             out.write_all(&buffer[..n])?;
             at += n as u64;
+        }
+        if crc.finalize() != file.crc {
+            let reason = "blocks of it are damaged".to_owned();
+            return Err(ErofsError::Pack { name: self.name.clone(), reason });
         }
         Ok(())
     }

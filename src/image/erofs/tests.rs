@@ -266,11 +266,15 @@ fn damaged_content_never_gets_into_an_image() {
         content.attach(&PackFile::open(file.path()).unwrap());
         let mut tree = Tree::new();
         put(&mut tree, "x", Kind::File(content));
-        let options = options(zstd(3), 2);
-        image(&tree, &[], &options);
+        for compression in [zstd(3), Compression::None] {
+            image(&tree, &[], &options(compression, 2));
+        }
         std::os::unix::fs::FileExt::write_all_at(file.as_file(), b"!", len as u64 - 1).unwrap();
-        let error = write(&tree, &[], &options, &mut Cursor::new(Vec::new())).unwrap_err();
-        assert!(matches!(error, ErofsError::Read { .. }), "{len}: {error}");
+        for compression in [zstd(3), Compression::None] {
+            let error =
+                write(&tree, &[], &options(compression, 2), &mut Cursor::new(Vec::new())).unwrap_err();
+            assert!(matches!(error, ErofsError::Read { .. }), "{len}, {compression:?}: {error}");
+        }
     }
 }
 
@@ -303,7 +307,10 @@ fn packs_that_do_not_fit_are_refused_with_the_reason() {
         .contains("share clusters")
     );
 
-    let packs = [ZPack::open(file.path(), index).unwrap()];
+    let packs = [ZPack::open(file.path(), index.clone()).unwrap()];
+    std::os::unix::fs::FileExt::write_all_at(file.as_file(), b"!", 5000).unwrap();
+    let error = write(&tree, &packs, &options(zstd(3), 1), &mut Cursor::new(Vec::new())).unwrap_err();
+    assert!(error.to_string().contains("damaged"), "{error}");
     let error = write(&tree, &packs, &options(zstd(4), 1), &mut Cursor::new(Vec::new())).unwrap_err();
     assert!(error.to_string().contains("level 3, the image wants 4"), "{error}");
 }

@@ -12,7 +12,7 @@ use super::format::{
 };
 use super::index;
 use super::pack::{self, ZFile, ZPack};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hashing};
 use crate::tree::{Content, Kind, Meta, Tree};
 
 /// How the bytes of files are stored.
@@ -363,7 +363,11 @@ pub fn write(
             }
             Source::Raw(content) => {
                 let named = |source| ErofsError::Read { digest: content.digest(), source };
-                io::copy(&mut content.reader(), out).map_err(named)?;
+                let mut reader = Hashing::new(content.reader());
+                io::copy(&mut reader, out).map_err(named)?;
+                if reader.finish().1 != content.digest() {
+                    return Err(named(compress::not_this_digest()));
+                }
                 let padding = content.size().next_multiple_of(BLOCK) - content.size();
                 out.write_all(&vec![0; padding as usize])?;
                 at += content.size() + padding;

@@ -39,12 +39,12 @@ fn shown(config: &MachineConfig) -> String {
 
 #[test]
 fn a_pc_has_these_arguments() {
-    insta::assert_snapshot!(shown(&config(Arch::X86_64)));
+    insta::assert_snapshot!(shown(&config(Arch::Amd64)));
 }
 
 #[test]
 fn an_arm_machine_with_every_bus_and_card_has_these_arguments() {
-    let mut config = config(Arch::Aarch64);
+    let mut config = config(Arch::Arm64);
     for (bus, serial) in [(Bus::Nvme, "nvme"), (Bus::Ahci, "ahci"), (Bus::UsbStorage, "usb")] {
         config.disks.push(Disk { bus, serial: serial.to_owned(), ..config.disks[0].clone() });
     }
@@ -69,9 +69,9 @@ fn impossible_machines_are_refused_with_the_reason() {
         (|c| c.credentials[0].0 = "a=b".to_owned(), "credential name `a=b`"),
         (|c| c.disks.clear(), "firmware needs a disk"),
     ];
-    config(Arch::X86_64).validate().unwrap();
+    config(Arch::Amd64).validate().unwrap();
     for (spoil, reason) in table {
-        let mut config = config(Arch::X86_64);
+        let mut config = config(Arch::Amd64);
         spoil(&mut config);
         let failure = config.validate().unwrap_err().to_string();
         assert!(failure.contains(reason), "{failure} / {reason}");
