@@ -304,11 +304,7 @@ fn mirrors(
 }
 
 fn kvm(locked: Option<&Locked>, store: Option<&Store>, record: &mut Record) {
-    let arch = match Arch::host() {
-        Some(Arch::Amd64) => crate::qemu::Arch::X86_64,
-        Some(Arch::Arm64) => crate::qemu::Arch::Aarch64,
-        None => return,
-    };
+    let Some(arch) = Arch::host() else { return };
     let root = locked.zip(store).and_then(|(locked, store)| tools::find(locked, store, "qemu"));
     let Some(root) = root else {
         record.add("KVM", State::Note, "not looked: run `kiln run` once, which brings QEMU");

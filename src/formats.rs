@@ -154,7 +154,7 @@ mod tests {
     fn formats_have_the_same_bytes_whatever_the_number_of_threads() {
         let dir = tempfile::tempdir().unwrap();
         let raw = dir.path().join("disk.raw");
-        let bytes: Vec<u8> = (0..3_u32 << 20).map(|i| (i / 7 ^ i >> 9) as u8).collect();
+        let bytes: Vec<u8> = (0..3_u32 << 20).map(|i| ((i / 7) ^ (i >> 9)) as u8).collect();
         fs::write(&raw, bytes).unwrap();
         for format in [Format::RawZst, Format::Qcow2] {
             let outputs = [1, 3].map(|threads| {

@@ -95,7 +95,8 @@ pub(super) fn document(bill: &Bill<'_>) -> Document {
         license_declared: NO_ASSERTION,
         copyright_text: NO_ASSERTION,
         external_refs: Vec::new(),
-        primary_package_purpose: Some("OPERATING-SYSTEM"),
+        // The specification writes a hyphen, the schema of its JSON an underscore.
+        primary_package_purpose: Some("OPERATING_SYSTEM"),
     };
     let relation = |from: &str, kind, to: &str| Relationship {
         spdx_element_id: from.to_owned(),
