@@ -38,21 +38,30 @@
 //! [`debian`], [`tree`] and [`image`] know nothing of TOML, the store or the command line: bytes come in, values or errors go out.
 
 pub mod arch;
+pub mod bench;
+pub mod built;
 pub mod cli;
 pub mod config;
 pub mod debian;
+pub mod diff;
 pub mod digest;
+pub mod doctor;
 pub mod error;
 pub mod exec;
 pub mod fetch;
+pub mod formats;
+pub mod graph;
 pub mod image;
+pub mod init;
 pub mod kernel;
 pub mod lock;
 pub mod manifest;
 pub mod packages;
 pub mod pipeline;
 pub mod qemu;
+pub mod rebuild;
 pub mod rootfs;
+pub mod sbom;
 pub mod spec;
 pub mod squeeze;
 pub mod store;
@@ -61,3 +70,4 @@ pub mod tools;
 pub mod tree;
 pub mod ui;
 pub mod unpack;
+pub mod why;

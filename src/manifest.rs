@@ -16,6 +16,7 @@ use crate::image::disk;
 use crate::image::erofs;
 use crate::image::verity::RootHash;
 use crate::kernel::Kernel;
+use crate::lock::{LockedPackage, SetKind};
 use crate::packages::Work;
 use crate::pipeline::{RootImage, Target};
 use crate::rootfs::Root;
@@ -58,8 +59,10 @@ pub struct Manifest {
     pub modules: usize,
     /// Bytes of the parts.
     pub sizes: Sizes,
-    /// Packages by name.
+    /// Packages of the root by name.
     pub packages: BTreeMap<String, PackageInfo>,
+    /// Packages that gave files to the ESP or the initrd, by name.
+    pub boot: BTreeMap<String, PackageInfo>,
     /// States of Debian's suites: name to date and digest of the signed InRelease.
     pub suites: BTreeMap<String, (String, Digest)>,
     /// Units that systemd starts, by the links that enable them.
@@ -130,6 +133,8 @@ pub struct PackageInfo {
     pub depends: String,
     /// Provides.
     pub provides: String,
+    /// `Essential: yes` or `Priority: required`: part of every Debian system without anybody asking.
+    pub base: bool,
     /// Maintainer scripts that were not run.
     pub scripts: Vec<String>,
 }
@@ -233,6 +238,8 @@ impl RootInfo {
 pub struct Parts<'a> {
     /// Packages of the root.
     pub packages: &'a [Unpacked],
+    /// Packages of the tool sets `boot` and `initrd`.
+    pub carried: [&'a [Unpacked]; 2],
     /// Its kernel.
     pub kernel: &'a Kernel,
     /// The root itself.
@@ -247,27 +254,12 @@ pub struct Parts<'a> {
 
 /// The manifest of a disk that was just written.
 pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Result<Manifest> {
-    let Parts { packages, kernel, root, boot, initrd, disk: written } = *parts;
+    let Parts { packages, carried, kernel, root, boot, initrd, disk: written } = *parts;
     let lock = work.locked.lock();
-    let locked = work.locked.packages(crate::lock::SetKind::Profile, &target.profile.name, target.arch)?;
-    let packages = packages
-        .iter()
-        .zip(locked)
-        .map(|(unpacked, locked)| {
-            let info = &unpacked.info;
-            let package = PackageInfo {
-                version: info.version.clone(),
-                arch: info.arch.clone(),
-                source: info.source.clone().unwrap_or_default(),
-                sha256: locked.sha256,
-                path: locked.path.clone(),
-                depends: info.depends.clone(),
-                provides: info.provides.clone(),
-                scripts: info.scripts.clone(),
-            };
-            (info.name.clone(), package)
-        })
-        .collect();
+    let packages = describe_set(work, SetKind::Profile, &target.profile.name, target.arch, packages)?;
+    let [from_boot, from_initrd] = carried;
+    let mut boot_packages = describe_set(work, SetKind::Tool, "boot", target.arch, from_boot)?;
+    boot_packages.extend(describe_set(work, SetKind::Tool, "initrd", target.arch, from_initrd)?);
     let partitions = written
         .table
         .partitions
@@ -317,6 +309,7 @@ pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Resu
             initrd: size(initrd, "initrd.cpio.zst"),
         },
         packages,
+        boot: boot_packages,
         suites: lock.suite.iter().map(|s| (s.name.clone(), (s.date.clone(), s.inrelease))).collect(),
         units: units.into_iter().collect(),
         steps: [step(&root.dir), step(initrd), step(boot)].into(),
@@ -324,9 +317,35 @@ pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Resu
     })
 }
 
+/// The packages of a set of the lock, `unpacked` in the lock's order.
+fn describe_set(
+    work: &Work<'_>,
+    kind: SetKind,
+    name: &str,
+    arch: Arch,
+    unpacked: &[Unpacked],
+) -> Result<BTreeMap<String, PackageInfo>> {
+    let locked = work.locked.packages(kind, name, arch)?;
+    let describe = |(Unpacked { info, .. }, locked): (&Unpacked, &LockedPackage)| {
+        let package = PackageInfo {
+            version: info.version.clone(),
+            arch: info.arch.clone(),
+            source: info.source.clone().unwrap_or_default(),
+            sha256: locked.sha256,
+            path: locked.path.clone(),
+            depends: info.depends.clone(),
+            provides: info.provides.clone(),
+            base: info.base,
+            scripts: info.scripts.clone(),
+        };
+        (info.name.clone(), package)
+    };
+    Ok(unpacked.iter().zip(locked).map(describe).collect())
+}
+
 /// The identity of a file on this machine, to see without reading it that nobody changed it; git's index does the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
+pub(crate) struct Stamp {
     device: u64,
     inode: u64,
     size: u64,
@@ -335,7 +354,8 @@ struct Stamp {
 }
 
 impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
+    /// The identity of the file at `path`, if there is one.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
         let meta = fs::metadata(path).ok()?;
         Some(Stamp {
             device: meta.dev(),
@@ -410,11 +430,16 @@ pub fn publish(
 
 /// Writes `value` as JSON with a newline at its end, atomically.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let mut temp = tempfile::Builder::new().prefix(".kiln-json.").tempfile_in(folder)?;
     let mut text = serde_json::to_vec_pretty(value)?;
     text.push(b'\n');
-    std::io::Write::write_all(&mut temp, &text)?;
+    write_file(path, &text)
+}
+
+/// Writes a file that everybody may read, atomically.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temp = tempfile::Builder::new().prefix(".kiln.").tempfile_in(folder)?;
+    std::io::Write::write_all(&mut temp, bytes)?;
     fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     temp.persist(path).map_err(|e| e.error).with_context(|| format!("writing {}", path.display()))?;
     Ok(())

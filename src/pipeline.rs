@@ -79,6 +79,7 @@ pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
     let written = write_disk(work, target, &root, &boot)?;
     let parts = manifest::Parts {
         packages: &packages,
+        carried: [&boot_packages, &initrd_packages],
         kernel: &kernel,
         root: &root,
         boot: &boot,

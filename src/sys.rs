@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
@@ -111,6 +112,18 @@ pub fn peak_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// The processor time of all threads of this process so far, in user and in system mode (`utime`, `stime` of proc_pid_stat(5));
+/// `None` without /proc.
+pub fn cpu_time() -> Option<Duration> {
+    /// Ticks per second that the kernel tells user space on every architecture kiln runs on (USER_HZ).
+    const USER_HZ: u64 = 100;
+    let stat = fs_err::read_to_string("/proc/self/stat").ok()?;
+    // The second field is the program's name in parentheses, in which anything may stand.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let ticks: u64 = fields.nth(11)?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    Some(Duration::from_millis(ticks * 1000 / USER_HZ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,6 +134,17 @@ mod tests {
         let block = vec![1u8; 64 << 20];
         assert!(block.iter().step_by(4096).all(|&b| b == 1));
         assert!(peak_memory().unwrap() >= before.max(64 << 20));
+    }
+
+    #[test]
+    fn processor_time_grows_with_work_and_not_with_sleep() {
+        let before = cpu_time().unwrap();
+        let mut sum = 0_u64;
+        let end = std::time::Instant::now() + Duration::from_secs(5);
+        while cpu_time().unwrap() < before + Duration::from_millis(50) && std::time::Instant::now() < end {
+            sum = (0..1_000_000).fold(sum, |a, b| a ^ std::hint::black_box(b));
+        }
+        assert!(cpu_time().unwrap() >= before + Duration::from_millis(50), "{sum}");
     }
 
     #[test]

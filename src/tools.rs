@@ -12,10 +12,10 @@ use fs_err as fs;
 use crate::arch::Arch;
 use crate::digest::Hasher;
 use crate::error::{Failure, Kind};
-use crate::lock::SetKind;
+use crate::lock::{Locked, SetKind};
 use crate::packages::Work;
 use crate::rootfs::merge::{self, Filter};
-use crate::store::{Root, StepKey};
+use crate::store::{Root, StepKey, Store};
 use crate::sys;
 use crate::tree::{Kind as NodeKind, Tree};
 
@@ -37,12 +37,7 @@ pub fn folder(work: &Work<'_>, name: &str) -> Result<PathBuf> {
     let arch = Arch::host().ok_or_else(|| {
         Failure::new(Kind::Tool, format!("kiln has no tools for {} machines", std::env::consts::ARCH))
     })?;
-    let locked = work.locked.packages(SetKind::Tool, name, arch)?;
-    let mut all = Hasher::new();
-    for package in &locked {
-        all.update(package.sha256.as_bytes());
-    }
-    let key = StepKey::new("tool", &format!("{name}-{arch}"), VERSION).input("packages", all.finish());
+    let key = key(work.locked, name, arch)?;
     let outcome = work.store.step(
         &key,
         |miss| work.ui.status("Preparing", format!("tools `{name}`: {miss}")),
@@ -61,6 +56,20 @@ pub fn folder(work: &Work<'_>, name: &str) -> Result<PathBuf> {
         needs: [path].into(),
     })?;
     Ok(outcome.dir.file("root"))
+}
+
+/// The folder with the tool set `name` for this machine, if it is in the store already.
+pub fn find(locked: &Locked, store: &Store, name: &str) -> Option<PathBuf> {
+    let key = key(locked, name, Arch::host()?).ok()?;
+    Some(store.find_step(&key).ok()?.file("root"))
+}
+
+fn key(locked: &Locked, name: &str, arch: Arch) -> Result<StepKey> {
+    let mut all = Hasher::new();
+    for package in locked.packages(SetKind::Tool, name, arch)? {
+        all.update(package.sha256.as_bytes());
+    }
+    Ok(StepKey::new("tool", &format!("{name}-{arch}"), VERSION).input("packages", all.finish()))
 }
 
 /// Writes `tree` below `to`. Devices and pipes are left out.

@@ -1,13 +1,169 @@
 //! `kiln dev`.
 
-use anyhow::Result;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::{Subcommand, ValueEnum};
+use clap_complete::Shell;
+use fs_err as fs;
 
 use super::Context;
+use crate::arch::Arch;
+use crate::bench;
+use crate::config::Config;
+use crate::packages::Work;
+use crate::spec::{Archive, Layer, Tools};
 
 /// Arguments of `kiln dev`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
 
-pub(super) fn run(_: &Context, _: &Args) -> Result<()> {
-    Ok(())
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Print the completion script of a shell
+    Completions {
+        /// The shell
+        #[arg(value_enum)]
+        shell: CompletionShell,
+    },
+    /// Write a man page for kiln and for each of its verbs
+    Man {
+        /// Folder for the pages; made if it is not there
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
+    /// Print the JSON schema of a TOML file, for editors
+    ///
+    /// Editors with a TOML language server complete and check a file that names its schema in its first line, such as
+    /// `#:schema layer.schema.json`. Write the schema with `kiln dev schema layer > images/layer.schema.json`.
+    Schema {
+        /// Which file
+        #[arg(value_enum)]
+        file: SchemaFile,
+    },
+    /// Measure whole builds: cold, with nothing to do, and after one changed line
+    Bench {
+        /// Profile to build
+        #[arg(long, value_name = "NAME", default_value = "server")]
+        profile: String,
+
+        /// Machine to build for
+        #[arg(long, value_enum, default_value = "amd64")]
+        arch: Arch,
+
+        /// Runs of each build; the median counts
+        #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u16).range(1..=1000))]
+        runs: u16,
+
+        /// Threads of each build
+        #[arg(long, value_name = "N")]
+        threads: Option<std::num::NonZeroUsize>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum CompletionShell {
+    /// GNU bash
+    Bash,
+    /// Z shell
+    Zsh,
+    /// fish
+    Fish,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum SchemaFile {
+    /// images/debian.toml
+    Debian,
+    /// images/tools.toml
+    Tools,
+    /// Any other file in images/, and those in profiles/
+    Layer,
+    /// The user's own config.toml
+    Config,
+}
+
+pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
+    match &args.verb {
+        Verb::Completions { shell } => {
+            let mut script = Vec::new();
+            let shell = match shell {
+                CompletionShell::Bash => Shell::Bash,
+                CompletionShell::Zsh => Shell::Zsh,
+                CompletionShell::Fish => Shell::Fish,
+            };
+            clap_complete::generate(shell, &mut super::command(), "kiln", &mut script);
+            context.ui.raw(&script);
+            Ok(())
+        }
+        Verb::Man { dir } => {
+            fs::create_dir_all(dir)?;
+            clap_mangen::generate_to(super::command(), dir)
+                .with_context(|| format!("writing man pages into {}", dir.display()))?;
+            context.ui.status("Wrote", format!("man pages into {}", dir.display()));
+            Ok(())
+        }
+        Verb::Schema { file } => context.ui.result_json(&schema(*file)),
+        Verb::Bench { profile, arch, runs, threads } => {
+            let (project, locked) = context.locked()?;
+            let store = context.store()?;
+            let work = Work {
+                project: &project,
+                locked: &locked,
+                store: &store,
+                ui: &context.ui,
+                threads: super::threads(*threads),
+            };
+            let program = std::env::current_exe().context("finding this program")?;
+            let results = bench::bench(&work, &program, profile, *arch, usize::from(*runs))?;
+            if context.ui.json() {
+                return context.ui.result_json(&results);
+            }
+            for line in results.lines() {
+                context.ui.result(line);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn schema(file: SchemaFile) -> schemars::Schema {
+    match file {
+        SchemaFile::Debian => schemars::schema_for!(Archive),
+        SchemaFile::Tools => schemars::schema_for!(Tools),
+        SchemaFile::Layer => schemars::schema_for!(Layer),
+        SchemaFile::Config => schemars::schema_for!(Config),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_schema_describes_its_keys_and_refuses_others() {
+        for (file, key) in [
+            (SchemaFile::Debian, "suite"),
+            (SchemaFile::Tools, "set"),
+            (SchemaFile::Layer, "packages"),
+            (SchemaFile::Config, "mirrors"),
+        ] {
+            let schema = serde_json::to_value(schema(file)).unwrap();
+            assert!(schema["properties"][key].is_object(), "{file:?}");
+            assert_eq!(schema["additionalProperties"], false, "{file:?}");
+        }
+    }
+
+    #[test]
+    fn man_pages_of_all_verbs_are_written() {
+        let dir = tempfile::tempdir().unwrap();
+        clap_mangen::generate_to(super::super::command(), dir.path()).unwrap();
+        for name in ["kiln", "kiln-build", "kiln-store-gc", "kiln-dev-bench"] {
+            let page = fs::read_to_string(dir.path().join(format!("{name}.1"))).unwrap();
+            assert!(page.contains(".SH SYNOPSIS"), "{name}");
+        }
+    }
 }

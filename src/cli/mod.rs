@@ -74,7 +74,7 @@ enum Verb {
     Doctor(doctor::Args),
     /// Write a new project into a folder
     Init(init::Args),
-    /// Print completions, man pages and schemas, and measure
+    /// For developers: completions, man pages, schemas, measurements
     Dev(dev::Args),
 }
 
@@ -102,10 +102,21 @@ impl Context {
         Ok((project, locked))
     }
 
+    /// The folder with the images: as asked, else `out` in the project, else `out` here.
+    pub(crate) fn out(&self, asked: Option<&PathBuf>) -> PathBuf {
+        let default = || self.project_dir().unwrap_or_default().join("out");
+        asked.cloned().unwrap_or_else(default)
+    }
+
     pub(crate) fn store(&self) -> Result<Store> {
+        Store::open(&self.store_path()?)
+    }
+
+    /// The folder of the store, which need not be there yet.
+    pub(crate) fn store_path(&self) -> Result<PathBuf> {
         match &self.store {
-            Some(path) => Store::open(&std::path::absolute(path)?),
-            None => Store::open(&Store::default_path()?),
+            Some(path) => Ok(std::path::absolute(path)?),
+            None => Store::default_path(),
         }
     }
 }

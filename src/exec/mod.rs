@@ -125,7 +125,7 @@ pub struct Tool {
 }
 
 impl Tool {
-    /// A program of the host, by absolute path. Tests use it for judges; the product has no use for it.
+    /// A program of the host, by absolute path: judges of the tests, and kiln itself in the benchmark.
     pub fn host(program: impl Into<PathBuf>) -> Self {
         let program = program.into();
         let name = name_of(&program);

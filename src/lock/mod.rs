@@ -8,7 +8,7 @@ mod changes;
 mod check;
 mod file;
 mod resolve;
-mod time;
+pub(crate) mod time;
 mod wanted;
 
 pub use changes::{Change, changes};

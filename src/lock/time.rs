@@ -1,18 +1,18 @@
 //! Moments as text, UTC only.
 
 /// `2026-09-12T07:55:41Z`. Sorts as text as it does in time.
-pub(super) fn iso(seconds: i64) -> String {
+pub(crate) fn iso(seconds: i64) -> String {
     let (y, m, d, rest) = civil(seconds);
     format!("{y:04}-{m:02}-{d:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
 }
 
 /// `20260912T075541Z`, as the snapshot archive spells it.
-pub(super) fn compact(seconds: i64) -> String {
+pub(crate) fn compact(seconds: i64) -> String {
     iso(seconds).replace(['-', ':'], "")
 }
 
 /// Seconds since 1970 of what [`iso`] wrote; `None` for any other text.
-pub(super) fn parse_iso(text: &str) -> Option<i64> {
+pub(crate) fn parse_iso(text: &str) -> Option<i64> {
     let number = |from: usize, to: usize| text.get(from..to)?.parse::<i64>().ok();
     let (y, m, d) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);

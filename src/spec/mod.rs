@@ -21,7 +21,7 @@ pub use layer::{
     Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer, ModuleFilter,
     Packages, Role, Size,
 };
-pub use project::{Archive, Key, Profile, Project, Suite, ToolSet, Tools};
+pub use project::{Archive, Asked, Key, Profile, Project, Suite, ToolSet, Tools};
 
 /// The version of the TOML files' shape that this kiln reads.
 pub const SCHEMA: u32 = 1;

@@ -93,6 +93,34 @@ pub struct Profile {
     /// Bytes of all `source` files, by absolute path in the image.
     #[serde(skip)]
     pub sources: BTreeMap<String, Vec<u8>>,
+    /// Which TOML file asked for what. Not part of what a profile is: moving a line to another layer changes no image.
+    #[serde(skip)]
+    pub asked: Asked,
+}
+
+/// The TOML files, relative to the project, behind what a profile says.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Asked {
+    /// Package to the files that install it.
+    pub packages: BTreeMap<String, Vec<String>>,
+    /// Absolute path in the image to the file that has the last word on it.
+    pub files: BTreeMap<String, String>,
+    /// The file that chooses the kernel.
+    pub kernel: String,
+}
+
+impl Asked {
+    /// Takes down what the layer in `file`, merged next, asks for.
+    fn note(&mut self, file: &str, layer: &Layer) {
+        self.packages.retain(|name, _| !layer.packages.remove.contains(name));
+        for name in &layer.packages.install {
+            self.packages.entry(name.clone()).or_default().push(file.to_owned());
+        }
+        self.files.extend(layer.files.keys().map(|path| (path.clone(), file.to_owned())));
+        if layer.kernel.flavour.is_some() {
+            self.kernel = file.to_owned();
+        }
+    }
 }
 
 /// Everything a project says.
@@ -179,8 +207,12 @@ fn check_schema(name: &str, schema: u32) -> Result<()> {
 
 impl Profile {
     fn load(dir: &Path, name: &str) -> Result<Self> {
-        let mut profile =
-            Profile { name: name.to_owned(), layer: Layer::default(), sources: BTreeMap::new() };
+        let mut profile = Profile {
+            name: name.to_owned(),
+            layer: Layer::default(),
+            sources: BTreeMap::new(),
+            asked: Asked::default(),
+        };
         let mut stack = Vec::new();
         profile.add(dir, &format!("profiles/{name}.toml"), &mut stack, &mut BTreeSet::new())?;
         let file = format!("profiles/{name}.toml");
@@ -237,6 +269,7 @@ impl Profile {
                 self.sources.insert(path.clone(), bytes);
             }
         }
+        self.asked.note(file, &layer);
         self.layer.merge(layer);
         Ok(())
     }
@@ -248,13 +281,18 @@ impl Profile {
 
     /// What the profile wants to be installed, the kernel included, for `arch`; sorted, each once.
     pub fn wants(&self, arch: Arch) -> Vec<String> {
+        let set: BTreeSet<String> =
+            self.layer.packages.install.iter().cloned().chain([self.kernel_package(arch)]).collect();
+        set.into_iter().collect()
+    }
+
+    /// The package that brings the kernel of this profile for `arch`.
+    pub fn kernel_package(&self, arch: Arch) -> String {
         let flavour = self.layer.kernel.flavour.expect("a loaded profile has a kernel");
-        let kernel = match flavour {
+        match flavour {
             super::Flavour::Cloud => format!("linux-image-cloud-{arch}"),
             super::Flavour::Metal => format!("linux-image-{arch}"),
-        };
-        let set: BTreeSet<String> = self.layer.packages.install.iter().cloned().chain([kernel]).collect();
-        set.into_iter().collect()
+        }
     }
 }
 

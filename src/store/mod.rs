@@ -23,7 +23,7 @@ mod step;
 mod upkeep;
 
 pub use gc::{GcReport, Root};
-pub use step::{Miss, Outcome, Staging, StepDir, StepKey, StepRecord};
+pub use step::{Miss, Outcome, Output, Staging, StepDir, StepKey, StepRecord};
 pub use upkeep::{Damage, Item, ItemKind};
 
 use std::fs::File;

@@ -23,7 +23,7 @@ use crate::store::{Miss, StepKey, Store};
 use crate::tree::{Entry, Kind as NodeKind, Meta, Tree, TreePath};
 
 /// Version of this step's code.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What the control file of a package says, as far as later stages ask.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -42,6 +42,8 @@ pub struct Info {
     pub depends: String,
     /// Provides.
     pub provides: String,
+    /// `Essential: yes` or `Priority: required`: part of every Debian system without anybody asking.
+    pub base: bool,
     /// Maintainer scripts that it has and that are never run.
     pub scripts: Vec<String>,
 }
@@ -126,6 +128,8 @@ pub fn unpack(store: &Store, package: &LockedPackage, threads: u32) -> Result<Un
                     summary: get("Description").and_then(|d| d.lines().next().map(str::to_owned)),
                     depends,
                     provides: get("Provides").unwrap_or_default(),
+                    base: control.get("Essential") == Some("yes")
+                        || control.get("Priority") == Some("required"),
                     scripts: control.scripts.clone(),
                 };
                 fs::write(staging.file("package.json"), serde_json::to_vec(&Stored { info, tree, facts })?)?;

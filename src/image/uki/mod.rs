@@ -206,7 +206,7 @@ fn text(section: &'static str, text: &str, one_line: bool) -> Result<(), UkiErro
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::digest::Digest;
     use proptest::prelude::*;
@@ -215,7 +215,7 @@ mod tests {
     const ARM64: u16 = 0xAA64;
 
     /// A PE file with one section of code; `room` bytes of headers.
-    pub(super) fn small_pe(machine: u16, room: u32) -> Vec<u8> {
+    pub(crate) fn small_pe(machine: u16, room: u32) -> Vec<u8> {
         let mut pe = vec![0; room as usize];
         let mut put = |at: usize, bytes: &[u8]| pe[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, b"MZ");

@@ -1,0 +1,120 @@
+//! `kiln init`: a new project out of this program, the same as the one in kiln's own repository, its lock included: it builds as it is.
+
+use std::path::Path;
+
+use anyhow::Result;
+use fs_err as fs;
+
+use crate::error::{Failure, Kind};
+
+/// A file of a new project: its path, and its bytes in this repository.
+macro_rules! files {
+    ($($path:literal),* $(,)?) => {
+        &[$(($path, include_bytes!(concat!("../", $path)))),*]
+    };
+}
+
+/// Every file of images/ and profiles/; a test sees that none is forgotten.
+const FILES: &[(&str, &[u8])] = files![
+    "images/debian.toml",
+    "images/files/identity",
+    "images/files/kiln-identity.service",
+    "images/files/ssh-host-key",
+    "images/keys/README",
+    "images/keys/debian-archive-trixie-automatic.asc",
+    "images/keys/debian-archive-trixie-security-automatic.asc",
+    "images/keys/debian-archive-trixie-stable.asc",
+    "images/kiln.lock",
+    "images/node.toml",
+    "images/tools.toml",
+    "profiles/agent.toml",
+    "profiles/server.toml",
+];
+
+/// What git should pass over in a new project.
+const IGNORE: (&str, &[u8]) = (".gitignore", b"/out\n");
+
+/// What may lie in a folder that still counts as empty.
+const PASSED_OVER: [&str; 1] = [".git"];
+
+/// Writes a new project into `dir`, which must be empty or not there yet. Gives the paths of its files.
+pub fn init(dir: &Path) -> Result<Vec<String>> {
+    refuse_full(dir)?;
+    let mut written = Vec::new();
+    for (path, bytes) in FILES.iter().chain([&IGNORE]) {
+        let to = dir.join(path);
+        fs::create_dir_all(to.parent().expect("every file lies in the project's folder"))?;
+        fs::write(&to, bytes)?;
+        fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        written.push((*path).to_owned());
+    }
+    Ok(written)
+}
+
+fn refuse_full(dir: &Path) -> Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if !PASSED_OVER.iter().any(|passed| name == *passed) {
+            let text = format!("{} is not empty: it has `{}`", dir.display(), name.display());
+            return Err(Failure::new(Kind::Input, text)
+                .hint("name a folder that is not there yet; nothing was written")
+                .into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::Lock;
+    use crate::spec::Project;
+    use std::collections::BTreeSet;
+
+    fn below(dir: &Path, path: &str, found: &mut BTreeSet<String>) {
+        for entry in fs::read_dir(dir.join(path)).unwrap() {
+            let entry = entry.unwrap();
+            let path = format!("{path}/{}", entry.file_name().into_string().unwrap());
+            if entry.file_type().unwrap().is_dir() {
+                below(dir, &path, found);
+            } else {
+                found.insert(path);
+            }
+        }
+    }
+
+    #[test]
+    fn no_file_of_images_and_profiles_is_forgotten() {
+        let mut found = BTreeSet::new();
+        for folder in ["images", "profiles"] {
+            below(Path::new(env!("CARGO_MANIFEST_DIR")), folder, &mut found);
+        }
+        assert_eq!(FILES.iter().map(|(path, _)| (*path).to_owned()).collect::<BTreeSet<_>>(), found);
+    }
+
+    #[test]
+    fn a_new_project_loads_and_its_lock_fits() {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("a/new");
+        assert_eq!(init(&to).unwrap().len(), FILES.len() + 1);
+        let project = Project::load(&to).unwrap();
+        Lock::load(&to).unwrap().check(&project).unwrap();
+    }
+
+    #[test]
+    fn a_folder_with_something_in_it_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join(".git")).unwrap();
+        fs::write(dir.path().join("notes"), "x").unwrap();
+        let error = init(dir.path()).unwrap_err().to_string();
+        assert!(error.ends_with("is not empty: it has `notes`"), "{error}");
+        assert!(!dir.path().join("images").exists());
+        fs::remove_file(dir.path().join("notes")).unwrap();
+        init(dir.path()).unwrap();
+    }
+}
