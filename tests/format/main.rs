@@ -90,17 +90,10 @@ fn sgdisk_finds_no_problem_in_either_table() {
 fn fsck_erofs_reads_all_and_what_it_extracts_is_what_the_manifest_lists() {
     let root = part("root-");
     judge("usr/bin/fsck.erofs").arg(root.path()).run().unwrap();
-    let folder = tempfile::tempdir_in(images::folder()).unwrap();
-    judge("usr/bin/fsck.erofs")
-        .arg(format!("--extract={}", folder.path().join("root").display()))
-        .args(["--no-preserve", "--no-xattrs"])
-        .arg(root.path())
-        .run()
-        .unwrap();
     let files = kiln::manifest::read_files(&images::folder().join("out/server.json")).unwrap();
     let (mut compared, mut links) = (0, 0);
     for (path, info) in &files {
-        let at = folder.path().join("root").join(path.trim_start_matches('/'));
+        let at = extracted().join("root").join(path.trim_start_matches('/'));
         match info.kind.as_str() {
             "file" => {
                 let digest = kiln::digest::Digest::of_reader(fs_err::File::open(&at).unwrap()).unwrap().0;
@@ -182,8 +175,9 @@ fn the_uki_on_the_esp_is_the_one_of_the_manifest_and_carries_the_root_hash() {
         .env("PYTHONPATH", tree.join("usr/lib/python3/dist-packages"))
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .arg(tree.join("usr/bin/ukify"))
-        .args(["inspect", "--json=short"])
+        .arg("inspect")
         .arg(folder.path().join("kiln.efi"))
+        .arg("--json=short")
         .read()
         .unwrap_or_else(|e| panic!("{e}"));
     let said: serde_json::Value = serde_json::from_slice(&said).unwrap();
