@@ -116,6 +116,10 @@ fn made(work: &Work<'_>, name: &str, files: &[&Content], key: &StepKey) -> Resul
             Ok(vec![])
         },
     )?;
-    let index: ZIndex = serde_json::from_slice(&fs::read(outcome.dir.file("index.json"))?)?;
+    let text = fs::read(outcome.dir.file("index.json"))?;
+    let index: ZIndex = serde_json::from_slice(&text).map_err(|e| ErofsError::Pack {
+        name: outcome.dir.path().display().to_string(),
+        reason: format!("index.json: {e}"),
+    })?;
     Ok((ZPack::open(&outcome.dir.file("clusters"), index)?, work.store.relative(outcome.dir.path())))
 }

@@ -211,9 +211,9 @@ impl MachineConfig {
             }
         }
         for (name, _) in &self.credentials {
-            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b)) {
+            if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@~".contains(&b)) {
                 return refuse(format!(
-                    "credential name `{name}` may hold letters, digits, `.`, `_`, `-` and `@` only"
+                    "credential name `{name}` may hold letters, digits, `.`, `_`, `-`, `~` and `@` only"
                 ));
             }
         }

@@ -66,6 +66,10 @@ pub fn state(tree: &mut Tree, slot: Size, var: Size) -> Result<(), StepError> {
     }
     // Empty, not missing: systemd mounts the transient id over it (machine-id(5), "first boot semantics").
     put(tree, "etc/machine-id", Entry::file(0o444, "", OWNER))?;
+    for (path, target) in [("var/run", "/run"), ("var/lock", "/run/lock")] {
+        tree.remove(path);
+        put(tree, path, Entry::symlink(target, OWNER))?;
+    }
     put(tree, "var/lib/dbus/machine-id", Entry::symlink("/etc/machine-id", OWNER))?;
     let fstab = "# The root is mounted by the initrd. /dev/kiln/* are partitions of the disk that holds it.\n\
                  /dev/kiln/var /var ext4 nosuid,nodev,x-systemd.device-timeout=90s,x-systemd.requires=systemd-repart.service,x-systemd.growfs 0 2\n\

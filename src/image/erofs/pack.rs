@@ -17,7 +17,7 @@ use super::index;
 use crate::digest::Digest;
 
 /// Changes whenever the same bytes would be compressed to other clusters, so that an old pack is never mixed with new.
-pub const ZPACK_VERSION: u32 = 2;
+pub const ZPACK_VERSION: u32 = 3;
 
 /// Where each file of a pack lies. Keep it with the data that [`super::compress_tree`] wrote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
