@@ -210,19 +210,21 @@ fn zstd_and_cpio_read_the_initrd_of_the_uki() {
 
 /// The root as fsck.erofs extracts it, once for all tests that look into it.
 fn extracted() -> &'static Path {
-    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| {
-        let folder = tempfile::tempdir_in(images::folder()).unwrap();
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        // At a fixed place: a static is never dropped, so a temporary folder would stay.
+        let folder = images::folder().join("extracted");
+        fs_err::remove_dir_all(&folder).ok();
+        fs_err::create_dir(&folder).unwrap();
         let root = part("root-");
         judge("usr/bin/fsck.erofs")
-            .arg(format!("--extract={}", folder.path().join("root").display()))
+            .arg(format!("--extract={}", folder.join("root").display()))
             .args(["--no-preserve", "--no-xattrs"])
             .arg(root.path())
             .run()
             .unwrap();
         folder
-    });
-    folder.path()
+    })
 }
 
 #[test]
