@@ -27,8 +27,8 @@ use crate::sys;
 use crate::tree::TreePath;
 use crate::unpack::Unpacked;
 
-/// zstd level of the root's clusters. Level 9 is the knee: 12 takes twice its time for 1 % less.
-pub const LEVEL: u8 = 9;
+/// zstd level of the root if the profile does not say.
+const LEVEL: u8 = 6;
 /// zstd level of the initrd, which is small and decompressed by the firmware's one core.
 const INITRD_LEVEL: i32 = 15;
 /// Raised when a step below makes other bytes of the same inputs.
@@ -162,6 +162,7 @@ fn root(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked], kernel: &Ke
     for package in packages {
         all.update(package.digest.as_bytes());
     }
+    let level = target.profile.layer.disk.compression.unwrap_or(LEVEL);
     let key = StepKey::new("root", &target.stem(), VERSION)
         .input("packages", all.finish())
         .input("kernel", kernel.digest)
@@ -169,7 +170,7 @@ fn root(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked], kernel: &Ke
         .input("image version", &version)
         .input("time", epoch)
         .input("compose", rootfs::VERSION)
-        .input("compression", format!("zstd {LEVEL}, {}", erofs::ZPACK_VERSION));
+        .input("compression", format!("zstd {level}, {}", erofs::ZPACK_VERSION));
     let outcome = work.store.step(
         &key,
         |miss| work.ui.status("Composing", format!("root of {}: {miss}", target.stem())),
@@ -183,11 +184,11 @@ fn root(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked], kernel: &Ke
                 epoch,
             };
             let root = rootfs::compose(&ingredients)?;
-            let (packs, needs) = squeeze::packs(work, &root.tree, packages, kernel)?;
+            let (packs, needs) = squeeze::packs(work, &root.tree, packages, kernel, level)?;
             sys::check_interrupt()?;
             let seed = key.digest().to_string();
             let options = erofs::Options {
-                compression: Compression::Zstd { level: LEVEL },
+                compression: Compression::Zstd { level },
                 uuid: *Uuid::new_v5(&NAMES, format!("erofs {seed}").as_bytes()).as_bytes(),
                 volume: "kiln".to_owned(),
                 epoch: u64::try_from(epoch).unwrap_or(0),

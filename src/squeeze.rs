@@ -14,7 +14,6 @@ use crate::digest::{Digest, Hasher};
 use crate::image::erofs::{self, ErofsError, ZIndex, ZPack};
 use crate::kernel::Kernel;
 use crate::packages::Work;
-use crate::pipeline::LEVEL;
 use crate::store::StepKey;
 use crate::sys;
 use crate::tree::{Content, Tree};
@@ -30,6 +29,7 @@ pub fn packs(
     tree: &Tree,
     packages: &[Unpacked],
     kernel: &Kernel,
+    level: u8,
 ) -> Result<(Vec<ZPack>, Vec<String>)> {
     let from_packages: BTreeSet<&str> = packages.iter().map(|p| p.info.name.as_str()).collect();
     let kernel_files: BTreeSet<Digest> = contents(&kernel.tree).map(|(_, c)| c.digest()).collect();
@@ -57,7 +57,7 @@ pub fn packs(
                     let index = next.fetch_add(1, Ordering::Relaxed);
                     let Some((name, files)) = groups.get(index) else { break };
                     bar.message((*name).to_owned());
-                    let pack = one(work, name, files);
+                    let pack = one(work, name, files, level);
                     bar.inc(1);
                     if pack.is_err() {
                         next.store(groups.len(), Ordering::Relaxed);
@@ -80,7 +80,7 @@ fn contents(tree: &Tree) -> impl Iterator<Item = (&str, &Content)> {
     tree.iter().filter_map(|(_, entry)| Some((entry.owner.as_ref(), entry.content()?)))
 }
 
-fn one(work: &Work<'_>, name: &str, files: &[&Content]) -> Result<(ZPack, String)> {
+fn one(work: &Work<'_>, name: &str, files: &[&Content], level: u8) -> Result<(ZPack, String)> {
     sys::check_interrupt()?;
     let mut all = Hasher::new();
     for content in files {
@@ -88,29 +88,35 @@ fn one(work: &Work<'_>, name: &str, files: &[&Content]) -> Result<(ZPack, String
     }
     let key = StepKey::new("compress", name, VERSION)
         .input("files", all.finish())
-        .input("level", LEVEL)
+        .input("level", level)
         .input("writer", erofs::ZPACK_VERSION);
-    match made(work, name, files, &key) {
+    match made(work, name, files, &key, level) {
         // A pack that does not fit its index was damaged since it was made.
         Err(error)
             if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(ErofsError::Pack { .. }))) =>
         {
             work.ui.warn(format!("{error:#}"));
             work.store.forget_step(&key)?;
-            made(work, name, files, &key)
+            made(work, name, files, &key, level)
         }
         other => other,
     }
 }
 
-fn made(work: &Work<'_>, name: &str, files: &[&Content], key: &StepKey) -> Result<(ZPack, String)> {
+fn made(
+    work: &Work<'_>,
+    name: &str,
+    files: &[&Content],
+    key: &StepKey,
+    level: u8,
+) -> Result<(ZPack, String)> {
     let outcome = work.store.step(
         key,
         |miss| work.ui.detail("Compressing", format!("{name}: {miss}")),
         |staging| {
             let mut out =
                 std::io::BufWriter::with_capacity(1 << 20, fs::File::create(staging.file("clusters"))?);
-            let index = erofs::compress_tree(files.iter().copied(), LEVEL, 1, &mut out)?;
+            let index = erofs::compress_tree(files.iter().copied(), level, 1, &mut out)?;
             std::io::Write::flush(&mut out)?;
             fs::write(staging.file("index.json"), serde_json::to_vec(&index)?)?;
             Ok(vec![])

@@ -238,6 +238,9 @@ pub struct Disk {
     /// Smallest /var; first boot fails on a disk that has less room left.
     #[serde(default)]
     pub var: Option<Size>,
+    /// zstd level of the root, 1 to 19; 6 if no layer says.
+    #[serde(default)]
+    pub compression: Option<u8>,
 }
 
 /// A size in bytes, written with a binary unit: `64MiB`, `2GiB`. Always a multiple of 1 MiB.
@@ -371,6 +374,7 @@ impl Layer {
         self.disk.esp = disk.esp.or(self.disk.esp);
         self.disk.slot = disk.slot.or(self.disk.slot);
         self.disk.var = disk.var.or(self.disk.var);
+        self.disk.compression = disk.compression.or(self.disk.compression);
     }
 }
 

@@ -15,7 +15,9 @@ pub const SCRIPT: &str = include_str!("init");
 const OWNER: &str = "kiln:initrd";
 
 /// The commands that [`SCRIPT`] uses, all of them busybox.
-const APPLETS: [&str; 21] = [
+const APPLETS: [&str; 23] = [
+    "[",
+    "base64",
     "cat",
     "cp",
     "cut",
@@ -23,6 +25,7 @@ const APPLETS: [&str; 21] = [
     "find",
     "grep",
     "head",
+    "ls",
     "mkdir",
     "modprobe",
     "mount",
@@ -33,10 +36,9 @@ const APPLETS: [&str; 21] = [
     "sleep",
     "sort",
     "switch_root",
+    "tail",
     "tr",
     "xargs",
-    "[",
-    "ls",
 ];
 
 /// Programs that are not busybox, with the libraries they need.
