@@ -55,7 +55,7 @@ pub struct Request {
 pub struct NotFetched {
     /// What was wanted.
     pub name: String,
-    /// Every place said that it does not have it (any more).
+    /// Every place that could be asked said that it does not have it (any more), and at least one could be asked.
     pub gone: bool,
 }
 
@@ -141,12 +141,11 @@ impl<'a> Fetcher<'a> {
             return Ok(());
         }
         let mut answers = Vec::new();
-        let mut gone = !request.urls.is_empty();
+        let (mut gone, mut failed) = (false, false);
         for url in &request.urls {
             sys::check_interrupt()?;
             if let Some(why) = self.down.lock().expect("no holder panics").get(&host(url)) {
                 answers.push(format!("{url}: {why}"));
-                gone = false;
                 continue;
             }
             let mut tries = 0;
@@ -154,16 +153,19 @@ impl<'a> Fetcher<'a> {
                 tries += 1;
                 match self.from(request, url, progress)? {
                     Answer::Done => return Ok(()),
-                    Answer::Gone(why) => answers.push(format!("{url}: {why}")),
+                    Answer::Gone(why) => {
+                        gone = true;
+                        answers.push(format!("{url}: {why}"));
+                    }
                     Answer::Failed(why) => {
                         sys::check_interrupt()?;
                         tracing::debug!(url, why, tries, "download failed");
-                        if tries < TRIES
-                            && !self.down.lock().expect("no holder panics").contains_key(&host(url))
-                        {
+                        let down = self.down.lock().expect("no holder panics").contains_key(&host(url));
+                        if tries < TRIES && !down {
                             continue;
                         }
-                        gone = false;
+                        // A place that is down cannot say whether it has it; one that breaks off does have it.
+                        failed |= !down;
                         answers.push(format!("{url}: {why}"));
                     }
                 }
@@ -173,7 +175,7 @@ impl<'a> Fetcher<'a> {
         if request.urls.is_empty() {
             answers.push("no place to fetch it from is known".to_owned());
         }
-        let error = NotFetched { name: request.name.clone(), gone };
+        let error = NotFetched { name: request.name.clone(), gone: gone && !failed };
         Err(Failure::new(Kind::Fetch, answers.join("\n             ")).because(error).into())
     }
 
@@ -221,6 +223,7 @@ impl<'a> Fetcher<'a> {
                 }
                 status => return Ok(Answer::Failed(format!("{status}"))),
             }
+            let mut longer = false;
             while hasher.len() < request.size {
                 sys::check_interrupt()?;
                 match response.read(&mut buffer) {
@@ -230,17 +233,28 @@ impl<'a> Fetcher<'a> {
                     }
                     Ok(n) => {
                         let room = usize::try_from(request.size - hasher.len()).unwrap_or(usize::MAX);
+                        longer = n > room;
                         let n = n.min(room);
                         file.write_all(&buffer[..n])?;
                         hasher.update(&buffer[..n]);
                         progress(n as u64);
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Ok(Answer::Failed(format!("reading stopped: {error}"))),
+                    Err(error) => {
+                        let inner = error.get_ref().and_then(|e| e.downcast_ref::<reqwest::Error>());
+                        if error.kind() == io::ErrorKind::TimedOut
+                            || inner.is_some_and(reqwest::Error::is_timeout)
+                        {
+                            let why = format!("no byte came for {} s", STALL.as_secs());
+                            self.down.lock().expect("no holder panics").insert(host(url), why.clone());
+                            return Ok(Answer::Failed(why));
+                        }
+                        return Ok(Answer::Failed(format!("reading stopped: {error}")));
+                    }
                 }
             }
             // One byte more than the lock says is another file, whatever its beginning hashes to.
-            if matches!(response.read(&mut buffer[..1]), Ok(n) if n > 0) {
+            if longer || matches!(response.read(&mut buffer[..1]), Ok(n) if n > 0) {
                 restart(&mut file, &mut hasher)?;
                 return Ok(Answer::Failed(format!(
                     "it sends more than the {} bytes that the lock says",

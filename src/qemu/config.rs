@@ -240,8 +240,17 @@ impl MachineConfig {
         let credential = |(name, bytes): &(String, Vec<u8>)| {
             format!("io.systemd.credential.binary:{name}={}", base64(bytes))
         };
-        let extra = |words: &String| format!("io.systemd.stub.kernel-cmdline-extra={words}");
-        self.credentials.iter().map(credential).chain(self.cmdline_extra.iter().map(extra)).collect()
+        let extra = |words: String| format!("io.systemd.stub.kernel-cmdline-extra={words}");
+        self.credentials.iter().map(credential).chain(self.extra_words().map(extra)).collect()
+    }
+
+    /// Words beyond the image's own command line. A PC that is translated on a busy host gets its timer's interrupts so late
+    /// that Linux takes them for broken and panics ("IO-APIC + timer doesn't work!"); the word that it gives itself under KVM
+    /// lets it trust them (kernel-parameters.txt, `no_timer_check`).
+    fn extra_words(&self) -> Option<String> {
+        let timer = (self.accel == Accel::Tcg && self.arch == Arch::Amd64).then_some("no_timer_check");
+        let words: Vec<&str> = self.cmdline_extra.as_deref().into_iter().chain(timer).collect();
+        (!words.is_empty()).then(|| words.join(" "))
     }
 
     /// QEMU's arguments.

@@ -219,10 +219,12 @@ pub fn power_off(machine: &Machine, port: usize) -> Result<(), Failure> {
 }
 
 /// Console lines after which no report will come.
-pub const LOST: [&str; 5] = [
+pub const LOST: [&str; 6] = [
     "Kernel panic - not syncing",
     "You are in emergency mode",
     "Entering emergency mode",
+    // What emergency mode says where root has no password.
+    "Cannot open access to console",
     "BdsDxe: No bootable option or device was found",
     "EFI stub: ERROR",
 ];

@@ -71,8 +71,10 @@ pub fn state(tree: &mut Tree, slot: Size, var: Size) -> Result<(), StepError> {
         put(tree, path, Entry::symlink(target, OWNER))?;
     }
     put(tree, "var/lib/dbus/machine-id", Entry::symlink("/etc/machine-id", OWNER))?;
+    // The time counts from the start of systemd, and on first boot systemd-repart writes a whole ext4 meanwhile: an emulated
+    // node on a busy host took more than the usual 90 s for it.
     let fstab = "# The root is mounted by the initrd. /dev/kiln/* are partitions of the disk that holds it.\n\
-                 /dev/kiln/var /var ext4 nosuid,nodev,x-systemd.device-timeout=90s,x-systemd.requires=systemd-repart.service,x-systemd.growfs 0 2\n\
+                 /dev/kiln/var /var ext4 nosuid,nodev,x-systemd.device-timeout=300s,x-systemd.requires=systemd-repart.service,x-systemd.growfs 0 2\n\
                  /dev/kiln/esp /efi vfat umask=0077,nosuid,nodev,noexec,noauto,nofail,x-systemd.automount,x-systemd.idle-timeout=60s 0 0\n";
     put(tree, "etc/fstab", Entry::file(0o644, fstab, OWNER))?;
     for (name, text) in repart(slot, var) {

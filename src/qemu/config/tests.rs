@@ -79,6 +79,19 @@ fn impossible_machines_are_refused_with_the_reason() {
 }
 
 #[test]
+fn a_translated_pc_is_told_to_trust_its_timer_and_nothing_else_is() {
+    let words = |arch, accel| {
+        let config = MachineConfig { accel, cmdline_extra: None, credentials: Vec::new(), ..config(arch) };
+        config.smbios_strings()
+    };
+    assert_eq!(words(Arch::Amd64, Accel::Tcg), ["io.systemd.stub.kernel-cmdline-extra=no_timer_check"]);
+    assert_eq!(words(Arch::Amd64, Accel::Kvm), [""; 0]);
+    assert_eq!(words(Arch::Arm64, Accel::Tcg), [""; 0]);
+    let both = config(Arch::Amd64).smbios_strings();
+    assert!(both.last().unwrap().ends_with("=console=ttyS0 no_timer_check"), "{both:?}");
+}
+
+#[test]
 fn base64_matches_rfc_4648_section_10() {
     let table = ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"];
     for (length, expected) in table.iter().enumerate() {

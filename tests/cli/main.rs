@@ -1,0 +1,15 @@
+//! The program as a person meets it: what it says, how it ends, and what it leaves behind when things go wrong.
+//!
+//! Each test has a home, a store and a project of its own ([`common::run::Env`]); what looks like the network is a mirror on
+//! 127.0.0.1 with a hand-made archive. Exit codes: 1 input, 2 usage, 3 lock, 4 fetch, 5 tool, 6 store, 7 test, 130 interrupted.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod faults;
+mod hostile;
+mod lock;
+mod metadata;
+mod mirrors;
+mod spec;
+mod usage;

@@ -1,0 +1,93 @@
+//! Mistakes in TOML files.
+
+use crate::common::archive::Archive;
+use crate::common::mirror::Mirror;
+use crate::common::run::Env;
+
+fn project() -> Env {
+    let env = Env::new();
+    Archive::project(&env, &["hello"]);
+    env
+}
+
+#[test]
+fn an_unknown_key_is_shown_with_file_line_and_the_near_key() {
+    let env = project();
+    env.edit("project/profiles/server.toml", "install", "instal");
+    env.kiln(&["build", "--profile", "server"])
+        .fails(1, &["profiles/server.toml:5:1", "unknown field `instal`", "did you mean `install`?"]);
+}
+
+#[test]
+fn a_wrong_type_is_shown_with_file_and_line() {
+    let env = project();
+    env.edit("project/profiles/server.toml", "install = [\"hello\"]", "install = 3");
+    env.kiln(&["build", "--profile", "server"])
+        .fails(1, &["profiles/server.toml:5:11", "expected a sequence"]);
+}
+
+#[test]
+fn an_unknown_word_for_a_choice_lists_the_choices() {
+    let env = project();
+    env.edit("project/profiles/server.toml", "\"cloud\"", "\"clod\"");
+    env.kiln(&["build", "--profile", "server"])
+        .fails(1, &["profiles/server.toml:8", "did you mean `cloud`?"]);
+}
+
+#[test]
+fn toml_that_ends_in_the_middle_is_an_error_at_its_place() {
+    let env = project();
+    env.write("project/images/debian.toml", "schema = 1\narchitectures = [\"amd64\"");
+    env.kiln(&["build", "--profile", "server"]).fails(1, &["images/debian.toml:2"]);
+}
+
+#[test]
+fn a_file_of_another_schema_is_refused() {
+    let env = project();
+    env.edit("project/profiles/server.toml", "schema = 1", "schema = 2");
+    env.kiln(&["build", "--profile", "server"])
+        .fails(1, &["profiles/server.toml has schema 2", "reads schema 1"]);
+}
+
+#[test]
+fn layers_that_extend_each_other_or_nothing_are_named() {
+    let env = project();
+    env.edit("project/profiles/server.toml", "schema = 1", "schema = 1\nextends = [\"a\"]");
+    env.kiln(&["update"]).fails(1, &["images/a.toml", "profiles/server.toml extends it"]);
+    env.write("project/images/a.toml", "schema = 1\nextends = [\"b\"]\n");
+    env.write("project/images/b.toml", "schema = 1\nextends = [\"a\"]\n");
+    env.kiln(&["update"]).fails(1, &["images/a.toml extends images/b.toml", "a circle"]);
+}
+
+#[test]
+fn a_file_of_a_profile_that_would_leave_the_root_is_refused() {
+    let env = project();
+    for (path, word) in [("/etc/../../x", ".."), ("etc/x", "absolute")] {
+        Archive::project(&env, &["hello"]);
+        let text = env.read("project/profiles/server.toml");
+        env.write(
+            "project/profiles/server.toml",
+            format!("{text}\n[files]\n\"{path}\" = {{ text = \"x\" }}\n"),
+        );
+        env.kiln(&["update"]).fails(1, &["profiles/server.toml", path, word]);
+    }
+}
+
+#[test]
+fn an_unknown_profile_names_the_near_one_and_all() {
+    let env = project();
+    let mut archive = Archive::sample();
+    archive.publish();
+    let mirror = Mirror::serve(&archive.files);
+    env.mirrors(&[&mirror.base]);
+    env.kiln(&["update"]).ok();
+    env.kiln(&["build", "--profile", "sever"])
+        .fails(1, &["there is no profile `sever`", "did you mean `server`?", "profiles: server"]);
+}
+
+#[test]
+fn a_project_without_profiles_says_what_to_write() {
+    let env = project();
+    fs_err::remove_file(env.path("project/profiles/server.toml")).unwrap();
+    env.kiln(&["update"]).fails(1, &["has no profile", "kiln init"]);
+}
