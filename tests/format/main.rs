@@ -3,6 +3,11 @@
 //! They come out of the lock (tool set `judges` in images/tools.toml), so that the verdict is the same on every machine. Each
 //! test says how the tool would have seen the fault it looks for.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; clippy spares only the functions marked #[test]"
+)]
+
 #[path = "../common/mod.rs"]
 mod common;
 
