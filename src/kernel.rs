@@ -174,8 +174,7 @@ fn decompress(package: &Unpacked, release: &str, data: &std::path::Path, threads
     let mut tree = Tree::new();
     for batch in entries.chunks(BATCH) {
         let next = AtomicUsize::new(0);
-        let done: Mutex<Vec<Option<Result<Option<Vec<u8>>>>>> =
-            Mutex::new((0..batch.len()).map(|_| None).collect());
+        let done: Mutex<Vec<Option<Decompressed>>> = Mutex::new((0..batch.len()).map(|_| None).collect());
         std::thread::scope(|scope| {
             for _ in 0..threads.max(1) {
                 scope.spawn(|| {
@@ -207,8 +206,11 @@ fn decompress(package: &Unpacked, release: &str, data: &std::path::Path, threads
     Ok(tree)
 }
 
+/// What [`module`] gives for one entry.
+type Decompressed = Result<Option<Vec<u8>>>;
+
 /// The bytes of a file, decompressed if its name says that it is compressed; `None` for a link.
-fn module(path: &TreePath, entry: &Entry) -> Result<Option<Vec<u8>>> {
+fn module(path: &TreePath, entry: &Entry) -> Decompressed {
     let Some(content) = entry.content() else { return Ok(None) };
     if !path.ends_with(".ko.xz") {
         return Ok(Some(content.read()?));

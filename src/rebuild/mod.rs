@@ -4,7 +4,7 @@
 //! unpacking compares their digests with the lock again), another output folder and another number of threads. Equal are the bytes of
 //! the disk, of the manifest, of the list of files and of every other format that was asked for. If they are not, three
 //! comparisons say where, from the cause on: outputs of steps with the same key ([`steps`]), files of the root
-//! ([`files`]), bytes of the disks ([`disks`]).
+//! ([`files`]), bytes of the disks ([`disks()`]).
 
 mod disks;
 

@@ -132,7 +132,6 @@ fn two_builds_at_once_in_one_store_both_succeed_with_the_same_bytes() {
 /// Starts builds and sends each `signal` after a while, longer each time, until one is done before its signal comes. What is
 /// in the store makes the next one shorter, so that the signals meet every stage. Calls `check` after each.
 fn disturb(real: &Real, signal: Signal, check: impl Fn(Run)) {
-    let mut met = 0;
     for round in 0..40u64 {
         // Without --json: nobody reads the pipe meanwhile, and a manifest is longer than a pipe holds.
         let child =
@@ -144,10 +143,14 @@ fn disturb(real: &Real, signal: Signal, check: impl Fn(Run)) {
         kill_process(pid, signal).ok();
         let run = Run::of(&child.wait_with_output().unwrap());
         if run.code == 0 {
-            assert!(met >= 4, "only {met} builds were disturbed:\n{}", run.text());
+            assert!(
+                round >= 4,
+                "only {round} builds were disturbed:
+{}",
+                run.text()
+            );
             return;
         }
-        met += 1;
         check(run);
     }
     panic!("40 builds were disturbed and none got through: work that was done is not kept");

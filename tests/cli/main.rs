@@ -3,6 +3,11 @@
 //! Each test has a home, a store and a project of its own ([`common::run::Env`]); what looks like the network is a mirror on
 //! 127.0.0.1 with a hand-made archive. Exit codes: 1 input, 2 usage, 3 lock, 4 fetch, 5 tool, 6 store, 7 test, 130 interrupted.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; clippy spares only the functions marked #[test]"
+)]
+
 #[path = "../common/mod.rs"]
 mod common;
 

@@ -1,5 +1,10 @@
 //! Same lock, same bytes: two builds in two stores that have nothing in common but the lock.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; clippy spares only the functions marked #[test]"
+)]
+
 #[path = "../common/mod.rs"]
 mod common;
 

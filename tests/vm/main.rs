@@ -3,6 +3,11 @@
 //! Nothing of a test is in an image: what a node is asked comes in by SMBIOS credentials ([`node`]). At most two machines run at
 //! once, whatever the number of test threads.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; clippy spares only the functions marked #[test]"
+)]
+
 #[path = "../common/mod.rs"]
 mod common;
 mod node;

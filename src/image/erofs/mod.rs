@@ -4,7 +4,7 @@
 //!
 //! 1. [`compress_tree`] turns the larger files of a package into clusters that do not depend on where they will lie, and
 //!    an index of them ([`ZIndex`]); the store keeps both. [`ZPack::open`] brings them back.
-//! 2. [`write`] lays out a [`Tree`](crate::tree::Tree): it copies ready clusters, compresses the small files together, and
+//! 2. [`write()`] lays out a [`Tree`](crate::tree::Tree): it copies ready clusters, compresses the small files together, and
 //!    writes inodes, directories and the superblock.
 //!
 //! ```text
@@ -34,7 +34,7 @@
 //!   cluster; one look at the first result and one shorter try give most of that.
 //! - Small files are packed together because they compress badly one by one and would each lose half a block: without,
 //!   mkfs.erofs needs a fifth more room. Up to 16 KiB gives 4 % larger images than up to 64 KiB, up to 128 KiB only 0.5 %
-//!   smaller ones for half as much work again at each [`write`].
+//!   smaller ones for half as much work again at each [`write()`].
 //! - The packed inode is compressed at each write and not per package, because profiles drop small files (manuals,
 //!   translations) that would be dragged along.
 //! - Compact indexes, no inline tails, no shared attributes: the rest of the metadata is 1 % of the image.
@@ -61,7 +61,7 @@ pub use compress::{Extent, compress_tree};
 pub use pack::{ZFile, ZIndex, ZPACK_VERSION, ZPack};
 pub use writer::{Compression, Options, Written, write};
 
-/// Files of at most this many bytes lie together in the packed inode and are compressed at each [`write`]; larger ones
+/// Files of at most this many bytes lie together in the packed inode and are compressed at each [`write()`]; larger ones
 /// have clusters of their own, made by [`compress_tree`].
 pub const SMALL: u64 = 64 << 10;
 
