@@ -111,7 +111,7 @@ pub fn examine(patient: &Patient<'_>) -> Vec<Finding> {
     host(locked.as_ref(), &mut record);
     mirrors(patient, project.as_ref(), locked.as_ref(), store.as_ref(), &mut record);
     kvm(locked.as_ref(), store.as_ref(), &mut record);
-    clock(locked.as_ref().map(|l| l.lock().epoch()), now(), &mut record);
+    clock(locked.as_ref().map(|l| l.lock().epoch()), crate::lock::time::now(), &mut record);
     terminal(&mut record);
     namespaces(Path::new("/proc/sys"), &mut record);
     record.0
@@ -319,15 +319,6 @@ fn kvm(locked: Option<&Locked>, store: Option<&Store>, record: &mut Record) {
         }
         Err(error) => record.failed("KVM", &error.into()),
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the clock is what is examined; nothing of it reaches an image"
-)]
-fn now() -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    i64::try_from(now).unwrap_or(i64::MAX)
 }
 
 fn clock(locked: Option<i64>, now: i64, record: &mut Record) {

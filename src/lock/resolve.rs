@@ -50,13 +50,7 @@ impl Metadata {
         let keys = keys(project)?;
         let mirrors = Mirrors::of_machine()?;
         let fetcher = Fetcher::new(store, ui)?;
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "signatures expire by the real clock; nothing of it reaches an image"
-        )]
-        let now =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let now = time::now();
         let mut suites = Vec::new();
         let mut indexes = Vec::new();
         for suite in &project.archive.suite {

@@ -1,5 +1,13 @@
 //! Moments as text, UTC only.
 
+/// Now, seconds since 1970 by the clock of this machine: signatures expire by it. The one place that asks; nothing of it reaches an
+/// image.
+#[expect(clippy::disallowed_methods, reason = "the one door to the clock")]
+pub(crate) fn now() -> i64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    i64::try_from(now).unwrap_or(i64::MAX)
+}
+
 /// `2026-09-12T07:55:41Z`. Sorts as text as it does in time.
 pub(crate) fn iso(seconds: i64) -> String {
     let (y, m, d, rest) = civil(seconds);
