@@ -173,7 +173,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn a_disk_holds_its_parts_under_the_names_that_systemd_looks_for() {
+    fn a_disk_holds_its_parts_under_the_names_that_initrd_and_systemd_look_for() {
         let dir = tempfile::tempdir().unwrap();
         let part = |name: &str, byte: u8, holes: u64, length: usize| {
             let path = dir.path().join(name);
@@ -201,12 +201,19 @@ mod tests {
 
         let mut disk = fs::read(&path).unwrap();
         assert_eq!(written.digest, Digest::of(&disk));
-        let golden = "f0fd321b7811f4be1482f74387c4dee9c0df977bcb17fec2239834809a4faa44";
+        let golden = "0dab6ec9f2f31acf232903982cf6d22b3c981040daeff6a6e346179f4edea515";
         assert_eq!(written.digest.to_string(), golden, "if the change is meant, put the new digest here");
         let table = gpt::read(&mut io::Cursor::new(&disk), 512).unwrap();
         assert_eq!(table, written.table);
         let found: Vec<_> = table.partitions.iter().map(|p| (p.kind, p.offset >> 20, p.size >> 20)).collect();
         assert_eq!(found, [(gpt::ESP, 1, 31), (gpt::ROOT_VERITY_X86_64, 32, 2), (gpt::ROOT_X86_64, 34, 3)]);
+        let short = &root_hash.to_string()[..16];
+        let names: Vec<_> = table.partitions.iter().map(|p| p.name.clone()).collect();
+        assert_eq!(
+            names,
+            ["esp".to_owned(), format!("verity-{short}"), format!("root-{short}")],
+            "the initrd looks for these"
+        );
         let (root, verity) = root_hash.partition_uuids();
         assert_eq!((table.partitions[2].guid, table.partitions[1].guid), (root, verity));
         for (partition, slot) in table.partitions.iter().zip(&slots) {
