@@ -3,6 +3,11 @@
 //! A hand-made package is unpacked, its tree becomes a root file system with hash tree, an ESP and a disk, by the same functions
 //! that the pipeline uses.
 
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking; clippy spares only the functions marked #[test]"
+)]
+
 #[path = "../common/mod.rs"]
 mod common;
 
