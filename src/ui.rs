@@ -27,8 +27,8 @@ pub enum Verbosity {
     Verbose,
 }
 
-/// The door to the terminal. Shared by all threads of a run.
-#[derive(Debug)]
+/// The door to the terminal. Shared by all threads of a run; clones are the same door.
+#[derive(Debug, Clone)]
 pub struct Ui {
     verbosity: Verbosity,
     json: bool,
