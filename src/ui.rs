@@ -75,6 +75,30 @@ impl Ui {
         }
     }
 
+    /// Something that went wrong although the work goes on: as [`Ui::status`] in red.
+    pub fn bad(&self, word: &str, text: impl AsRef<str>) {
+        if self.verbosity != Verbosity::Quiet {
+            self.line(word, AnsiColor::Red, text.as_ref());
+        }
+    }
+
+    /// Something that a person should notice: as [`Ui::status`] in yellow.
+    pub fn notice(&self, word: &str, text: impl AsRef<str>) {
+        if self.verbosity != Verbosity::Quiet {
+            self.line(word, AnsiColor::Yellow, text.as_ref());
+        }
+    }
+
+    /// Lines that belong to the status above them, such as what a program answered.
+    pub fn quote(&self, text: impl AsRef<str>) {
+        if self.verbosity != Verbosity::Quiet {
+            let dim = Style::new().dimmed();
+            for line in text.as_ref().lines() {
+                self.to_stderr(&format!("{:>WORD$} {dim}| {line}{dim:#}", ""));
+            }
+        }
+    }
+
     fn line(&self, word: &str, color: AnsiColor, text: &str) {
         let style = Style::new().bold().fg_color(Some(color.into()));
         self.to_stderr(&format!("{style}{word:>WORD$}{style:#} {text}"));
@@ -161,6 +185,14 @@ impl Ui {
         bar
     }
 
+    /// A live line for something that goes through states: how long it is in this one, and a message that is cut to the width
+    /// of the terminal; vanishes when dropped.
+    pub fn state_line(&self, word: &str) -> Bar {
+        let bar = self.bar(word, 0, &format!("{{prefix:>{WORD}.bold.cyan}} {{elapsed:>4.dim}}  {{wide_msg}}"));
+        bar.inner.enable_steady_tick(Duration::from_secs(1));
+        bar
+    }
+
     fn bar(&self, word: &str, total: u64, template: &str) -> Bar {
         let style = ProgressStyle::with_template(template)
             .expect("the templates of ui are valid")
@@ -187,12 +219,47 @@ impl Bar {
     pub fn message(&self, text: impl Into<Cow<'static, str>>) {
         self.inner.set_message(text);
     }
+
+    /// Lets the time of a [`Ui::state_line`] begin again.
+    pub fn restart(&self) {
+        self.inner.reset_elapsed();
+    }
 }
 
 impl Drop for Bar {
     fn drop(&mut self) {
         self.inner.finish_and_clear();
     }
+}
+
+/// Text of a guest or a child, fit for a terminal and for every text format: without control sequences (ECMA-48); a carriage
+/// return becomes a line end, and characters that are invisible, turn the direction of text (UAX #9) or may not stand in XML become
+/// U+FFFD. Tabs and line ends stay.
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for (number, line) in text.split('\n').enumerate() {
+        if number > 0 {
+            out.push('\n');
+        }
+        // Lines from a serial port end in `\r\n`, or two of the first.
+        for (number, part) in line.trim_end_matches('\r').split('\r').enumerate() {
+            if number > 0 {
+                out.push('\n');
+            }
+            // Line by line: a sequence that never ends must not swallow what follows.
+            for visible in anstream::adapter::strip_str(part) {
+                out.extend(visible.chars().map(|c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER }));
+            }
+        }
+    }
+    out
+}
+
+fn is_plain(c: char) -> bool {
+    c == '\t'
+        || !(c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}' | '\u{2028}' | '\u{2029}'))
 }
 
 /// Bytes for people: `31.4 MB` (decimal, as disks are sold).

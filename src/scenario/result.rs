@@ -386,6 +386,8 @@ pub struct Evidence {
     pub stderr: String,
     /// What would have been right, in words; `None` where the exit status says it all.
     pub expected: Option<String>,
+    /// Whether this is what was wrong. Reports show it first; a failed step may have good evidence of other nodes too.
+    pub failed: bool,
 }
 
 /// A fault that was injected.
