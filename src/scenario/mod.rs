@@ -1,4 +1,13 @@
-//! Scenarios: a cluster of the baked images, driven step by step, with faults and a report.
+//! Scenarios: clusters of the baked images, driven step by step, with faults and a report.
+//!
+//! ```text
+//! qemu/NAME.toml ── spec        what the file says, each name resolved     [spec::Scenario]
+//!                     └ engine  machines, disks and switches, moved by the steps
+//!                         └ result    what came of it, as plain data       [result::Run]
+//!                             └ report   terminal, JSON, JUnit, HTML
+//! ```
 
+pub mod engine;
 pub mod report;
 pub mod result;
+pub mod spec;
