@@ -8,6 +8,8 @@
 //!           ├── qmp              the control socket
 //!           ├── console          serial line: full log with times, waiting, this terminal
 //!           └── ready            a unit handed in by firmware that says when boot has ended, and how
+//!
+//! switch::Switch               an Ethernet segment between machines, with cables that can be cut and captured
 //! ```
 //!
 //! The image file is never written: a machine works on a qcow2 overlay in its run folder. Nothing in the image knows of
@@ -21,6 +23,7 @@ pub mod machine;
 pub mod qmp;
 pub mod ready;
 pub mod run;
+pub mod switch;
 
 use crate::arch::Arch;
 
