@@ -8,6 +8,8 @@
 //! ```
 
 pub mod engine;
+pub mod keep;
+pub mod prove;
 pub mod report;
 pub mod result;
 pub mod spec;

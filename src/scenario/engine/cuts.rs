@@ -1,0 +1,48 @@
+//! Pulling the plug again and again: what was flushed must be there, and the node must come up, each time.
+
+use super::context::{Context, Trouble};
+use super::node::Node;
+use super::script::{self, Job};
+use crate::scenario::result::Evidence;
+use crate::scenario::spec::{Expect, PowerCuts, Span};
+
+/// What a round may take under KVM beside the time of writing: a boot, and the script that judges the disk.
+const ROUND: Span = Span::secs(120);
+
+/// All rounds on one node. The evidence says what each cut did to the disk.
+pub(super) fn run(
+    context: &Context<'_>,
+    node: &Node<'_>,
+    number: u32,
+    cuts: &PowerCuts,
+    moments: &[std::time::Duration],
+) -> Result<Vec<Evidence>, Trouble> {
+    let limit = context.limit(ROUND);
+    let mut rounds = Vec::new();
+    for (index, moment) in moments.iter().enumerate() {
+        let round = index + 1;
+        let blame = |mut trouble: Trouble| {
+            trouble.why = format!("round {round} of {}: {}", moments.len(), trouble.why);
+            trouble.evidence.splice(0..0, rounds.iter().cloned());
+            trouble
+        };
+        let script = cuts.write.fill(node.name(), &context.record().saved);
+        let script = script.map_err(|name| Trouble::new(format!("`{{{name}}}` is not known")))?;
+        let cut = node.cut_while(context, &script, *moment).map_err(blame)?;
+        node.wait_ready(context, limit).map_err(blame)?;
+        let expect = Expect::default();
+        let job = Job { script: &cuts.verify, expect: &expect, until: false, limit, number };
+        let answer = script::run(context, node, &job).map_err(blame)?;
+        rounds.push(Evidence {
+            node: node.name().to_owned(),
+            command: format!("round {round}: the plug was pulled {} ms after the script began", moment.as_millis()),
+            stdout: format!(
+                "unflushed blocks of 4 KiB: {} lost, {} kept, {} torn\n{}",
+                cut.dropped, cut.kept, cut.torn, answer.stdout
+            ),
+            ..Evidence::default()
+        });
+        context.events.note("Survived", &format!("{}: power cut {round} of {}", node.name(), moments.len()));
+    }
+    Ok(rounds)
+}

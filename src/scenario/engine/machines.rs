@@ -1,0 +1,249 @@
+//! From nodes of the file to machines: disks, credentials, QEMU's configuration.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::cluster::{DOMAIN, Image};
+use super::context::Trouble;
+use super::net::Net;
+use super::node::Node;
+use super::watch::Told;
+use crate::arch::Arch;
+use crate::qemu::accel::Accel;
+use crate::qemu::config::{Boot, Disk, Link, MachineConfig, Nic};
+use crate::qemu::disk::{Export, Options};
+use crate::qemu::firmware::Firmware;
+use crate::qemu::health::{AllowList, Expected, Watch};
+use crate::qemu::{door, ready};
+use crate::scenario::edge::{self, EdgeConfig};
+use crate::scenario::identity::{self, Identity};
+use crate::scenario::spec::{self, Action, DamagedPart, Scenario};
+
+/// How long an address from the edge's DHCP server holds.
+const LEASE: Duration = Duration::from_secs(3600);
+
+/// All machines, none of them switched on.
+pub(super) fn make<'a>(
+    setup: &super::Setup<'a>,
+    net: &Net,
+    folder: &Path,
+    allow: &Arc<AllowList>,
+) -> anyhow::Result<BTreeMap<spec::Name, Node<'a>>> {
+    let mut nodes = BTreeMap::new();
+    for (index, node) in setup.scenario.nodes().enumerate() {
+        let image = super::cluster::image(setup.images, node).map_err(|trouble| anyhow::anyhow!(trouble.why))?;
+        let mut exports = Vec::new();
+        let mut disks = Vec::new();
+        for (number, disk) in node.disks.iter().enumerate() {
+            // Short names: the path of a socket has 107 bytes.
+            let name = format!("d{index}-{number}");
+            let size = disk.size.bytes();
+            let export = if number == 0 {
+                Export::serve(Options { size: Some(size), ..Options::of_image(folder, &name, &image.path) })?
+            } else {
+                Export::serve(Options::empty(folder, &name, size))?
+            };
+            disks.push(Disk::export(export.socket().to_owned(), disk.bus, &format!("kiln-{number}")));
+            exports.push(export);
+        }
+        if let (Some(part), Some(disk)) = (node.damage, exports.first()) {
+            let (offset, xor) = damage(image, part).map_err(|trouble| anyhow::anyhow!(trouble.why))?;
+            disk.flip(offset, xor);
+        }
+        let nics = (node.cables().zip(&node.nics))
+            .map(|(cable, nic)| Nic {
+                model: nic.model,
+                mac: nic.mac.to_string(),
+                link: Link::Stream(net.socket(&cable).map(Path::to_owned).unwrap_or_default()),
+            })
+            .collect();
+        let mut credentials = ready::credentials();
+        credentials.extend(door::credentials());
+        credentials.extend(identity(setup.scenario, node)?);
+        if let Some(serves) = &node.serves {
+            credentials.extend(edge::credentials(&served(setup.scenario, node, serves))?);
+        }
+        if setup.shells {
+            credentials.extend(super::shell::credentials());
+        }
+        let own = node.credentials.iter().map(|(name, text)| (name.clone(), text.clone().into_bytes()));
+        credentials.extend(own);
+        let screen = |step: &spec::Step| matches!(step.action, Action::Screenshot(_)) && step.on.has(&node.name);
+        let config = MachineConfig {
+            name: node.name.to_string(),
+            arch: Arch::Amd64,
+            memory: u32::try_from(node.memory.bytes() >> 20).unwrap_or(u32::MAX),
+            cpus: node.cpus,
+            accel: setup.accel,
+            boot: Boot::Firmware(Firmware::find(&std::path::absolute(setup.tools)?, Arch::Amd64)?),
+            disks,
+            nics,
+            credentials,
+            cmdline_extra: None,
+            ports: Node::ports(),
+            no_reboot: false,
+            uuid: Some(node.uuid),
+            screen: setup.scenario.steps.iter().any(screen),
+            shell: setup.shells,
+        };
+        config.validate()?;
+        let health = Watch::new(&node.name, setup.accel == Accel::Tcg, Arc::clone(allow));
+        if node.damage.is_some() {
+            health.expect(Expected::Damage);
+        }
+        let told = Told::new(&node.name, health);
+        let made = Node::new(node, setup.tools, config, folder.to_owned(), exports, told);
+        nodes.insert(node.name.clone(), made);
+    }
+    Ok(nodes)
+}
+
+fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+    match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// Who a node is: the same credentials by which real nodes are told.
+fn identity(scenario: &Scenario, node: &spec::Node) -> Result<Vec<(String, Vec<u8>)>, crate::error::Failure> {
+    let nics = node.nics.iter().filter_map(|nic| {
+        let served = |fits: fn(&spec::Serves) -> bool| {
+            let (server, address) = scenario.server(&nic.network, fits)?;
+            (server.name != node.name).then_some(address).and_then(v4)
+        };
+        let address = match nic.address {
+            spec::Address::None => return None,
+            spec::Address::Dhcp => identity::Address::Dhcp,
+            spec::Address::Fixed { ip, prefix } => identity::Address::Static {
+                address: v4(ip)?,
+                prefix,
+                gateway: served(|serves| serves.router),
+                dns: served(|serves| serves.dns),
+                domain: served(|serves| serves.dns).map(|_| DOMAIN.to_owned()),
+                ntp: served(|serves| serves.ntp),
+            },
+        };
+        let mtu = scenario.networks.get(&nic.network).map(|network| network.mtu).filter(|mtu| *mtu != 1500);
+        Some(identity::Nic { mac: nic.mac.to_string(), address, mtu: mtu.map(u32::from) })
+    });
+    identity::credentials(&Identity {
+        name: node.name.to_string(),
+        uuid: node.uuid,
+        nics: nics.collect(),
+        ssh_key: None,
+    })
+}
+
+/// What the edge machine is to do in this scenario.
+fn served(scenario: &Scenario, node: &spec::Node, serves: &spec::Serves) -> EdgeConfig {
+    let interfaces = node.nics.iter().filter_map(|nic| match nic.address {
+        spec::Address::Fixed { ip, prefix } => {
+            Some(edge::Interface { network: nic.network.to_string(), address: v4(ip)?, prefix })
+        }
+        _ => None,
+    });
+    let hosts = scenario.nodes().flat_map(|node| {
+        node.nics.iter().filter(|nic| nic.address != spec::Address::None).map(|nic| edge::Host {
+            name: node.name.to_string(),
+            mac: nic.mac.to_string(),
+            address: nic.address.fixed().and_then(v4),
+            dhcp: nic.address == spec::Address::Dhcp,
+        })
+    });
+    let peers = |asn: u32| {
+        let cluster = scenario.nodes().filter(|other| other.is_product());
+        let own: Vec<&spec::Name> = node.nics.iter().map(|nic| &nic.network).collect();
+        cluster
+            .filter_map(|other| {
+                let address = own.iter().find_map(|network| other.address_on(network)).and_then(v4)?;
+                Some(edge::Peer { name: other.name.to_string(), address, asn })
+            })
+            .collect()
+    };
+    EdgeConfig {
+        domain: DOMAIN.to_owned(),
+        interfaces: interfaces.collect(),
+        hosts: hosts.collect(),
+        dhcp: serves.dhcp.as_ref().and_then(|dhcp| {
+            let network = dhcp.network.to_string();
+            Some(edge::Dhcp { network, first: v4(dhcp.first)?, last: v4(dhcp.last)?, lease: LEASE })
+        }),
+        dns: serves.dns,
+        ntp: serves.ntp,
+        nfs: serves.nfs.clone(),
+        router: serves.router,
+        bgp: serves.bgp.map(|bgp| edge::Bgp { asn: bgp.asn, peers: peers(bgp.peer_asn) }),
+    }
+}
+
+/// Which byte to damage, and how.
+fn damage(image: &Image, part: DamagedPart) -> Result<(u64, u8), Trouble> {
+    let partition = |beginning: &str| {
+        let mut all = image.manifest.disk.partitions.iter();
+        all.find(|partition| partition.name.starts_with(beginning))
+            .ok_or_else(|| Trouble::new(format!("{} has no partition {beginning}", image.path.display())))
+    };
+    match part {
+        // Inside the superblock of erofs, at byte 1024, which is read first of all.
+        DamagedPart::Root => Ok((partition("root-")?.offset + 1024 + 100, 1)),
+        // The top of the tree, behind the superblock: every read goes through it.
+        DamagedPart::Verity => Ok((partition("verity-")?.offset + 4096 + 5, 1)),
+        // The last digit of the root hash on the kernel's command line: the partitions are found by the first ones, so
+        // that the root is opened, and then refused.
+        DamagedPart::Uki => {
+            let esp = partition("esp")?;
+            let word = format!("roothash={}", image.manifest.root_hash);
+            let found = find(&image.path, esp.offset, esp.size, word.as_bytes());
+            let at = found.map_err(|error| Trouble::new(error.to_string()))?;
+            let at = at.ok_or_else(|| Trouble::new(format!("{} has no root hash in its UKI", image.path.display())))?;
+            // Each digit becomes another one, by as few bits as can be.
+            let xor = match word.bytes().last() {
+                Some(b'a') => 3,
+                Some(b'f') => 2,
+                _ => 1,
+            };
+            Ok((at + word.len() as u64 - 1, xor))
+        }
+    }
+}
+
+/// Where `word` stands in the `size` bytes of the file from `offset`.
+fn find(path: &Path, offset: u64, size: u64, word: &[u8]) -> std::io::Result<Option<u64>> {
+    const CHUNK: u64 = 1 << 20;
+    let file = fs_err::File::open(path)?;
+    let mut buffer = Vec::new();
+    let mut at = offset;
+    while at < offset + size {
+        // Each piece reaches into the next one, so that no place falls between two.
+        let length = (CHUNK + word.len() as u64).min(offset + size - at);
+        buffer.resize(usize::try_from(length).unwrap_or_default(), 0);
+        file.file().read_exact_at(&mut buffer, at)?;
+        let empty = buffer.iter().all(|&byte| byte == 0);
+        if !empty && let Some(found) = buffer.windows(word.len()).position(|window| window == word) {
+            return Ok(Some(at + found as u64));
+        }
+        at += CHUNK;
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_found_across_pieces_and_only_in_its_range() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut bytes = vec![0; 3 << 20];
+        let at = (1 << 20) - 2;
+        bytes[at..at + 4].copy_from_slice(b"word");
+        fs_err::write(file.path(), bytes).unwrap();
+        assert_eq!(find(file.path(), 0, 3 << 20, b"word").unwrap(), Some(at as u64));
+        assert_eq!(find(file.path(), at as u64 + 1, 2 << 20, b"word").unwrap(), None);
+    }
+}
