@@ -4,4 +4,5 @@
 //! qemu/NAME.toml ── spec        what the file says, each name resolved     [spec::Scenario]
 //! ```
 
+pub mod problems;
 pub mod spec;

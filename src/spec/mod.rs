@@ -15,8 +15,8 @@ mod diagnose;
 mod layer;
 mod project;
 
-pub(crate) use diagnose::nearest;
 pub use diagnose::parse;
+pub(crate) use diagnose::{nearest, place};
 pub use layer::{
     Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer, ModuleFilter,
     Packages, Role, Size,
