@@ -80,7 +80,7 @@ enum SchemaFile {
     Debian,
     /// images/tools.toml
     Tools,
-    /// Any other file in images/, and those in profiles/
+    /// Any other file in images/, and those in profiles/ and qemu/machines/
     Layer,
     /// A scenario in qemu/
     Scenario,

@@ -4,5 +4,7 @@
 //! qemu/NAME.toml ── spec        what the file says, each name resolved     [spec::Scenario]
 //! ```
 
+pub mod edge;
+pub mod identity;
 pub mod problems;
 pub mod spec;
