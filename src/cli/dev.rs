@@ -80,8 +80,10 @@ enum SchemaFile {
     Debian,
     /// images/tools.toml
     Tools,
-    /// Any other file in images/, and those in profiles/
+    /// Any other file in images/, and those in profiles/ and qemu/machines/
     Layer,
+    /// A scenario in qemu/
+    Scenario,
     /// The user's own config.toml
     Config,
 }
@@ -135,6 +137,7 @@ fn schema(file: SchemaFile) -> schemars::Schema {
         SchemaFile::Debian => schemars::schema_for!(Archive),
         SchemaFile::Tools => schemars::schema_for!(Tools),
         SchemaFile::Layer => schemars::schema_for!(Layer),
+        SchemaFile::Scenario => schemars::schema_for!(crate::scenario::spec::file::File),
         SchemaFile::Config => schemars::schema_for!(Config),
     }
 }
@@ -149,6 +152,7 @@ mod tests {
             (SchemaFile::Debian, "suite"),
             (SchemaFile::Tools, "set"),
             (SchemaFile::Layer, "packages"),
+            (SchemaFile::Scenario, "step"),
             (SchemaFile::Config, "mirrors"),
         ] {
             let schema = serde_json::to_value(schema(file)).unwrap();

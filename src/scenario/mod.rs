@@ -7,8 +7,11 @@
 //!                             └ report   terminal, JSON, JUnit, HTML
 //! ```
 
+pub mod edge;
 pub mod engine;
+pub mod identity;
 pub mod keep;
+pub mod problems;
 pub mod prove;
 pub mod report;
 pub mod result;

@@ -3,6 +3,9 @@
 //! [`model`] has the types that the rest of kiln works with. They come from a file in two moves: serde reads its shape
 //! ([`file`]), then every name in it is resolved. What does not fit is told with its line.
 
+pub mod file;
+mod load;
+mod lower;
 pub mod model;
 pub mod words;
 
@@ -11,4 +14,7 @@ pub use model::{
     Fault, FaultKind, Invariant, Link, Network, Nic, Node, Nodes, PowerCuts, Run, Scenario, Serves, Step,
     When,
 };
-pub use words::{Fraction, Mac, Name, Pattern, Rate, Span, Subnet, Text};
+pub use words::{Day, Fraction, Mac, Name, Pattern, Rate, Span, Subnet, Text};
+
+#[cfg(test)]
+mod tests;

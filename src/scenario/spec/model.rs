@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::words::{Fraction, Mac, Name, Pattern, Rate, Span, Subnet, Text};
+use super::words::{Day, Fraction, Mac, Name, Pattern, Rate, Span, Subnet, Text};
 use crate::qemu::config::{Bus, NicModel};
 use crate::spec::{Flavour, Size};
 
@@ -94,6 +94,8 @@ pub struct Node {
     pub name: Name,
     /// Whose image it boots.
     pub profile: String,
+    /// Whether it is a node of the cluster, not a machine beside it such as the edge.
+    pub product: bool,
     /// The variant of the image; `None`: the profile as it is.
     pub flavour: Option<Flavour>,
     /// Its memory.
@@ -116,15 +118,10 @@ pub struct Node {
     pub serves: Option<Serves>,
 }
 
-/// The profile of the machine at the cluster's edge. It is no product: `all` does not mean it.
+/// The profile of the machine at the cluster's edge, the only one that serves others.
 pub const EDGE: &str = "edge";
 
 impl Node {
-    /// Whether it is a node of the cluster, not a machine beside it.
-    pub fn is_product(&self) -> bool {
-        self.profile != EDGE
-    }
-
     /// Its fixed address on `network`.
     pub fn address_on(&self, network: &str) -> Option<IpAddr> {
         self.nics.iter().find(|nic| nic.network == *network)?.address.fixed()
@@ -604,6 +601,6 @@ pub struct Allow {
     pub node: Option<Name>,
     /// Why.
     pub reason: String,
-    /// The last day it counts, as 2027-06-30, in UTC.
-    pub until: String,
+    /// The last day it counts, in UTC.
+    pub until: Day,
 }

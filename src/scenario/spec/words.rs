@@ -27,7 +27,7 @@ macro_rules! as_text {
         }
     )*};
 }
-as_text!(Name, Span, Rate, Mac, Subnet, Pattern);
+as_text!(Name, Span, Rate, Mac, Subnet, Pattern, Day);
 
 /// The name of a node, a network or a saved text: a DNS label (RFC 1035) of at most [`Name::LONGEST`] bytes, since it becomes a
 /// host name, a part of socket paths and a process name.
@@ -394,6 +394,35 @@ impl FromStr for Pattern {
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// A day, as 2027-06-30.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+#[schemars(with = "String")]
+pub struct Day(String);
+
+impl Day {
+    /// As text, which sorts as days do.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Day {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.len() == 10 && crate::lock::time::parse_iso(&format!("{text}T00:00:00Z")).is_some() {
+            return Ok(Day(text.to_owned()));
+        }
+        Err(format!("`{}` is no day: write one such as \"2027-06-30\"", text.escape_debug()))
+    }
+}
+
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
