@@ -34,9 +34,23 @@ struct State {
 pub struct Console {
     name: String,
     log: PathBuf,
-    writer: UnixStream,
     shared: Arc<(Mutex<State>, Condvar)>,
-    thread: Option<JoinHandle<()>>,
+    device: Mutex<Device>,
+}
+
+/// The device as it is read now.
+struct Device {
+    writer: Arc<UnixStream>,
+    thread: Option<JoinHandle<Log>>,
+}
+
+impl Device {
+    /// Ends the thread; its log, if there was one.
+    fn end(&mut self) -> Option<Log> {
+        // Wakes the thread out of its read; on a device that is closed already it does nothing.
+        let _ = self.writer.shutdown(std::net::Shutdown::Both);
+        self.thread.take()?.join().ok()
+    }
 }
 
 impl std::fmt::Debug for Console {
@@ -61,10 +75,34 @@ impl Console {
         Ok(Console {
             name: name.to_owned(),
             log: log.to_owned(),
-            writer: stream,
             shared,
-            thread: Some(thread),
+            device: Mutex::new(Device { writer: Arc::new(stream), thread: Some(thread) }),
         })
+    }
+
+    /// Reads `stream` from now on, once the device that was read so far is closed: a machine that was switched off and on again.
+    /// The log goes on with the line `mark`, and its times as before; what was kept of the old text is dropped.
+    ///
+    /// # Errors
+    /// The socket cannot be shared with the thread.
+    pub fn reattach(&self, stream: UnixStream, mark: &str) -> std::io::Result<()> {
+        let reader = stream.try_clone()?;
+        let mut device = self.device();
+        let Some(mut log) = device.end() else { return Err(std::io::ErrorKind::NotConnected.into()) };
+        log.add(mark.as_bytes());
+        log.end_line();
+        {
+            let mut state = self.state();
+            state.text.clear();
+            state.closed = false;
+        }
+        device.writer = Arc::new(stream);
+        let theirs = Arc::clone(&self.shared);
+        let thread = std::thread::Builder::new()
+            .name(format!("console {}", self.name))
+            .spawn(move || listen(reader, log, &theirs))?;
+        device.thread = Some(thread);
+        Ok(())
     }
 
     /// The log file.
@@ -85,7 +123,8 @@ impl Console {
     /// # Errors
     /// The machine is gone.
     pub fn send(&self, bytes: &[u8]) -> std::io::Result<()> {
-        (&self.writer).write_all(bytes)
+        let writer = Arc::clone(&self.device().writer);
+        (&*writer).write_all(bytes)
     }
 
     /// Waits for `pattern` and returns the text before it; text up to the end of the match is used up.
@@ -141,6 +180,10 @@ impl Console {
         last_lines(&self.state().text, count)
     }
 
+    fn device(&self) -> MutexGuard<'_, Device> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,11 +197,7 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        // Wakes the thread out of its read; on a device that is closed already it does nothing.
-        let _ = self.writer.shutdown(std::net::Shutdown::Both);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.device().end();
     }
 }
 
@@ -190,7 +229,7 @@ impl Log {
     }
 }
 
-fn listen(mut stream: UnixStream, mut log: Log, shared: &(Mutex<State>, Condvar)) {
+fn listen(mut stream: UnixStream, mut log: Log, shared: &(Mutex<State>, Condvar)) -> Log {
     let mut chunk = [0; 4096];
     loop {
         let count = match stream.read(&mut chunk) {
@@ -215,6 +254,7 @@ fn listen(mut stream: UnixStream, mut log: Log, shared: &(Mutex<State>, Condvar)
     }
     shared.0.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
     shared.1.notify_all();
+    log
 }
 
 fn find(text: &[u8], pattern: &[u8]) -> Option<usize> {

@@ -4,6 +4,7 @@
 //! run::boot ── accel::prove      does this host's KVM run a guest at all?
 //!     └── machine::Machine       one QEMU process and its folder; nothing is left after drop
 //!           ├── config           what the machine is, and the arguments that say so
+//!           ├── disk             disks that kiln serves itself, for machines whose power is cut
 //!           ├── firmware         OVMF / AAVMF out of the tool tree
 //!           ├── qmp              the control socket
 //!           ├── console          serial line: full log with times, waiting, this terminal
@@ -12,12 +13,13 @@
 //! switch::Switch               an Ethernet segment between machines, with cables that can be cut and captured
 //! ```
 //!
-//! The image file is never written: a machine works on a qcow2 overlay in its run folder. Nothing in the image knows of
+//! The image file is never written: a machine works on a qcow2 overlay in its run folder, or on a disk of its own layers. Nothing in the image knows of
 //! this module: it enters through SMBIOS credentials alone. Everything is threads and blocking calls.
 
 pub mod accel;
 pub mod config;
 pub mod console;
+pub mod disk;
 pub mod firmware;
 pub mod machine;
 pub mod qmp;
@@ -25,7 +27,22 @@ pub mod ready;
 pub mod run;
 pub mod switch;
 
+use std::path::Path;
+
 use crate::arch::Arch;
+use crate::error::{Failure, Kind};
+
+/// `sun_path` of unix(7), less the closing zero.
+const LONGEST_SOCKET: usize = 107;
+
+/// Refuses a path that no socket can have.
+pub(crate) fn check_socket(path: &Path) -> Result<(), Failure> {
+    if path.as_os_str().len() <= LONGEST_SOCKET {
+        return Ok(());
+    }
+    let what = format!("{} is too long for a socket (limit {LONGEST_SOCKET} bytes)", path.display());
+    Err(Failure::new(Kind::Input, what).hint("set TMPDIR to a shorter path"))
+}
 
 /// The emulator for guests of `arch`, as a path in the tool tree.
 pub(crate) fn emulator(arch: Arch) -> &'static str {

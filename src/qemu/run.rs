@@ -140,13 +140,13 @@ fn machine_config(
         cpus: options.cpus,
         accel,
         boot: Boot::Firmware(Firmware::find(&std::path::absolute(tools)?, options.arch)?),
-        disks: vec![Disk {
-            path: image.to_owned(),
-            format: options.format,
-            bus: Bus::VirtioBlk,
-            size: Some(options.disk),
-            serial: "root".to_owned(),
-        }],
+        disks: vec![Disk::overlay(
+            image.to_owned(),
+            options.format,
+            Some(options.disk),
+            Bus::VirtioBlk,
+            "root",
+        )],
         nics: vec![Nic {
             model: NicModel::Virtio,
             mac: "52:54:00:6b:00:01".to_owned(),
@@ -156,6 +156,8 @@ fn machine_config(
         cmdline_extra: options.cmdline_extra.clone(),
         ports,
         no_reboot: options.until == Until::Ready,
+        uuid: None,
+        screen: false,
     })
 }
 

@@ -167,13 +167,7 @@ impl Setup {
             cpus: 2,
             accel,
             boot: Boot::Firmware(Firmware::find(&tools, self.arch).unwrap()),
-            disks: vec![Disk {
-                path: self.image.clone(),
-                format: self.format,
-                bus: Bus::VirtioBlk,
-                size: self.disk,
-                serial: "root".to_owned(),
-            }],
+            disks: vec![Disk::overlay(self.image.clone(), self.format, self.disk, Bus::VirtioBlk, "root")],
             nics: vec![Nic {
                 model: NicModel::Virtio,
                 mac: "52:54:00:6b:00:01".to_owned(),
@@ -183,6 +177,8 @@ impl Setup {
             cmdline_extra: None,
             ports: vec![ready::PORT.to_owned(), PORT.to_owned()],
             no_reboot: true,
+            uuid: None,
+            screen: false,
         };
         Node { machine: Machine::start(&tools, &config, None).unwrap(), accel, _slot: slot }
     }

@@ -8,13 +8,7 @@ fn config(arch: Arch) -> MachineConfig {
         cpus: 2,
         accel: Accel::Tcg,
         boot: Boot::Firmware(Firmware { code: "/t/code.fd".into(), vars: "/t/vars.fd".into() }),
-        disks: vec![Disk {
-            path: "/out/server.raw".into(),
-            format: Format::Raw,
-            bus: Bus::VirtioBlk,
-            size: None,
-            serial: "root".to_owned(),
-        }],
+        disks: vec![Disk::overlay("/out/server.raw".into(), Format::Raw, None, Bus::VirtioBlk, "root")],
         nics: vec![Nic {
             model: NicModel::Virtio,
             mac: "52:54:00:00:00:01".to_owned(),
@@ -24,6 +18,8 @@ fn config(arch: Arch) -> MachineConfig {
         cmdline_extra: Some("console=ttyS0".to_owned()),
         ports: vec!["kiln.ready".to_owned()],
         no_reboot: true,
+        uuid: None,
+        screen: false,
     }
 }
 
