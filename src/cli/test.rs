@@ -139,18 +139,19 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
 
 fn list(context: &Context) -> Result<()> {
     let project = context.project()?;
-    let listed: Vec<Listed> = (Scenario::list(&project.dir)?.iter())
-        .map(|name| {
-            let scenario = Scenario::load(&project.dir, name)?;
-            Ok(Listed {
-                name: scenario.name.clone(),
+    let mut listed = Vec::new();
+    for (name, scenario) in Scenario::list(&project.dir) {
+        match scenario {
+            Ok(scenario) => listed.push(Listed {
+                name,
                 file: scenario.file.clone(),
                 description: scenario.description.clone(),
                 nodes: scenario.nodes.len(),
                 steps: scenario.steps.len(),
-            })
-        })
-        .collect::<Result<_>>()?;
+            }),
+            Err(error) => context.ui.warn(format!("{name}: {error:#}")),
+        }
+    }
     if context.ui.json() {
         return context.ui.result_json(&listed);
     }
