@@ -3,6 +3,7 @@
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fs_err as fs;
@@ -30,7 +31,7 @@ pub struct Machine {
     /// The serial line.
     pub console: Console,
     /// The virtio-serial ports, in the order of the configuration.
-    pub ports: Vec<Console>,
+    pub ports: Vec<Arc<Console>>,
     started: Instant,
     folder: RunFolder,
 }
@@ -76,12 +77,8 @@ impl Machine {
         let mut ports = Vec::new();
         for port in &config.ports {
             let stream = connect(&mut child, &places.port(port), &config.name)?;
-            ports.push(Console::attach(
-                &format!("port {port} of {}", config.name),
-                stream,
-                &log(port),
-                started,
-            )?);
+            let name = format!("port {port} of {}", config.name);
+            ports.push(Arc::new(Console::attach_port(&name, stream, &log(port), started)?));
         }
         let stream = connect(&mut child, &places.qmp(), &config.name)?;
         let answer = Qmp::over(stream, QMP_LIMIT).and_then(|mut qmp| qmp.cont().map(|()| qmp));
