@@ -194,6 +194,8 @@ pub struct MachineConfig {
     pub uuid: Option<Uuid>,
     /// A screen, for pictures by [`super::machine::Machine::screenshot`]. Firmware and kernel write on it as well as on the serial line.
     pub screen: bool,
+    /// A virtio console (/dev/hvc0), whose socket waits for somebody to attach to it.
+    pub shell: bool,
 }
 
 /// Where the files of a running machine are. All are made by [`super::machine`].
@@ -217,6 +219,10 @@ impl Places {
     /// The socket of a virtio-serial port.
     pub fn port(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.sock"))
+    }
+    /// The socket of the virtio console.
+    pub fn shell(&self) -> PathBuf {
+        self.folder.join("shell.sock")
     }
     /// The copy of the variable store.
     pub fn vars(&self) -> PathBuf {
@@ -349,13 +355,18 @@ impl MachineConfig {
             format!("socket,id=console,path={},server=on,wait=off", comma(&places.console())),
         );
         args.pair("-serial", "chardev:console");
-        if !self.ports.is_empty() {
+        if self.shell || !self.ports.is_empty() {
             args.device(&json!({"driver": "virtio-serial-pci", "id": "serial0"}));
         }
         for (index, port) in self.ports.iter().enumerate() {
             let path = comma(&places.port(port));
             args.pair("-chardev", format!("socket,id=port{index},path={path},server=on,wait=off"));
             args.device(&json!({"driver": "virtserialport", "bus": "serial0.0", "chardev": format!("port{index}"), "name": port}));
+        }
+        if self.shell {
+            let path = comma(&places.shell());
+            args.pair("-chardev", format!("socket,id=shell,path={path},server=on,wait=off"));
+            args.device(&json!({"driver": "virtconsole", "bus": "serial0.0", "chardev": "shell"}));
         }
         for (index, disk) in self.disks.iter().enumerate() {
             disk_args(&mut args, index, disk, &places.overlay(index));

@@ -8,7 +8,11 @@
 //!           ├── firmware         OVMF / AAVMF out of the tool tree
 //!           ├── qmp              the control socket
 //!           ├── console          serial line: full log with times, waiting, this terminal
-//!           └── ready            a unit handed in by firmware that says when boot has ended, and how
+//!           ├── ready            a unit handed in by firmware that says when boot has ended, and how
+//!           ├── door             a root shell that is handed in likewise: commands, files, waiting
+//!           ├── health           rules that find a sick machine by its console
+//!           ├── timeline         where the time of a boot goes
+//!           └── stuck            what a machine that hangs was doing
 //!
 //! switch::Switch               an Ethernet segment between machines, with cables that can be cut and captured
 //! ```
@@ -20,12 +24,17 @@ pub mod accel;
 pub mod config;
 pub mod console;
 pub mod disk;
+pub mod door;
 pub mod firmware;
+pub mod health;
 pub mod machine;
 pub mod qmp;
 pub mod ready;
 pub mod run;
+pub mod stuck;
 pub mod switch;
+pub mod terminal;
+pub mod timeline;
 
 use std::path::Path;
 

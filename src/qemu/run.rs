@@ -158,6 +158,7 @@ fn machine_config(
         no_reboot: options.until == Until::Ready,
         uuid: None,
         screen: false,
+        shell: false,
     })
 }
 

@@ -179,6 +179,7 @@ impl Setup {
             no_reboot: true,
             uuid: None,
             screen: false,
+            shell: false,
         };
         Node { machine: Machine::start(&tools, &config, None).unwrap(), accel, _slot: slot }
     }

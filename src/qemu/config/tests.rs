@@ -20,6 +20,7 @@ fn config(arch: Arch) -> MachineConfig {
         no_reboot: true,
         uuid: None,
         screen: false,
+        shell: false,
     }
 }
 

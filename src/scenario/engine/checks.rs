@@ -99,7 +99,7 @@ pub(super) fn run(
         }
         let evidence = Evidence {
             node: node.name().to_owned(),
-            command: format!("check {check}"),
+            command: format!("check {}", check.word()),
             status: Some(output.status),
             stdout: text::excerpt(&output.stdout),
             stderr: text::excerpt(&output.stderr),

@@ -156,7 +156,7 @@ fn served(scenario: &Scenario, node: &spec::Node, serves: &spec::Serves) -> Edge
         })
     });
     let peers = |asn: u32| {
-        let cluster = scenario.nodes().filter(|other| other.is_product());
+        let cluster = scenario.nodes().filter(|other| other.product);
         let own: Vec<&spec::Name> = node.nics.iter().map(|nic| &nic.network).collect();
         cluster
             .filter_map(|other| {

@@ -172,7 +172,7 @@ fn begin(setup: &Setup<'_>) -> Result<Run> {
         }
         told.images.push(result::Image {
             profile: profile.clone(),
-            flavour: flavour.map(flavour_word),
+            flavour: flavour.map(|flavour| flavour.to_string()),
             file: image.path.display().to_string(),
             sha256_before: digest.to_string(),
             sha256_after: None,
@@ -181,14 +181,6 @@ fn begin(setup: &Setup<'_>) -> Result<Run> {
         });
     }
     Ok(told)
-}
-
-fn flavour_word(flavour: crate::spec::Flavour) -> String {
-    match flavour {
-        crate::spec::Flavour::Cloud => "cloud",
-        crate::spec::Flavour::Metal => "metal",
-    }
-    .to_owned()
 }
 
 fn allowed(scenario: &Scenario) -> Vec<Allow> {
@@ -334,8 +326,8 @@ fn finish(
         told.nodes.push(result::Node {
             name: node.name().to_owned(),
             profile: spec.profile.clone(),
-            flavour: spec.flavour.map(flavour_word),
-            role: if spec.is_product() { "product" } else { "edge" }.to_owned(),
+            flavour: spec.flavour.map(|flavour| flavour.to_string()),
+            role: if spec.product { "product" } else { "edge" }.to_owned(),
             memory_mib: spec.memory.bytes() >> 20,
             cpus: spec.cpus,
             disks: spec.disks.iter().map(|d| result::Disk { bus: bus_word(d.bus).to_owned(), size: d.size.bytes() }).collect(),

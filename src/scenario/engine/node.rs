@@ -451,8 +451,18 @@ impl<'a> Node<'a> {
         if self.told().power != Power::On {
             return None;
         }
-        let found = stuck::look(&mut running.machine, &running.door, limit);
-        Some(Stuck { jobs: found.jobs, failed_units: found.failed_units, stacks: found.stacks })
+        let console = Arc::clone(&running.machine.console);
+        let texts = stuck::look(Some(&running.door), &mut running.machine.qmp, &console, limit);
+        let mut stuck = Stuck::default();
+        for found in texts {
+            let lines = found.text.lines().map(str::to_owned);
+            match found.name {
+                stuck::JOBS => stuck.jobs.extend(lines),
+                stuck::FAILED => stuck.failed_units.extend(lines),
+                name => stuck.stacks.extend(std::iter::once(format!("== {name}")).chain(lines)),
+            }
+        }
+        Some(stuck)
     }
 
     /// Copies its console log to `to`.
