@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use fs_err as fs;
 
-use super::calibrate::{self, Calibration};
+use super::calibrate::Calibration;
+use super::check::{self, Host};
 use super::engine::{self, Attach, Image, Images, Setup};
 use super::plan::{self, Plan};
 use super::report::live::Progress;
 use super::report::{self, Files};
 use super::result::Run;
 use super::spec::Scenario;
-use super::{check, keep};
+use super::keep;
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
@@ -55,6 +56,7 @@ pub struct Proof {
 struct Ground {
     tools: PathBuf,
     choice: Choice,
+    host: Host,
     calibration: Calibration,
 }
 
@@ -65,8 +67,9 @@ impl Ground {
             Some(accel) => Choice { accel, reason: "as asked".to_owned() },
             None => accel::prove(&tools, Arch::Amd64)?,
         };
-        let calibration = calibrate::measure(&tools, Arch::Amd64, choice.accel)?;
-        Ok(Ground { tools, choice, calibration })
+        let host = Host::measure()?;
+        let calibration = Calibration::measure(&tools, Arch::Amd64, choice.accel, host.cpus)?;
+        Ok(Ground { tools, choice, host, calibration })
     }
 }
 
@@ -80,8 +83,9 @@ pub fn plan(work: &Work<'_>, scenario: &Scenario, options: &Options) -> Result<P
 }
 
 fn examine(work: &Work<'_>, scenario: &Scenario, options: &Options, ground: &Ground) -> Result<Plan> {
-    let warnings = check::check(scenario, work.project, &check::Host::look()?)?;
-    warnings.iter().for_each(|warning| work.ui.warn(warning));
+    let now = crate::lock::time::now();
+    let checked = check::check(scenario, work.project, &options.out, &ground.host, now)?;
+    checked.notes.iter().for_each(|note| work.ui.warn(note));
     Ok(plan::plan(scenario, &ground.calibration, options.seed, options.cuts))
 }
 

@@ -4,31 +4,32 @@ use super::context::{Context, Trouble};
 use super::node::Node;
 use super::script::{self, Job};
 use crate::scenario::result::Evidence;
+use crate::scenario::seeded;
 use crate::scenario::spec::{Expect, PowerCuts, Span};
 
 /// What a round may take under KVM beside the time of writing: a boot, and the script that judges the disk.
 const ROUND: Span = Span::secs(120);
 
-/// All rounds on one node. The evidence says what each cut did to the disk.
+/// All `count` rounds of the step `name` (its number: `number`) on one node. The evidence says what each cut did to the disk.
 pub(super) fn run(
     context: &Context<'_>,
     node: &Node<'_>,
-    number: u32,
+    (number, name): (u32, &str),
     cuts: &PowerCuts,
-    moments: &[std::time::Duration],
+    count: u32,
 ) -> Result<Vec<Evidence>, Trouble> {
     let limit = context.limit(ROUND);
-    let mut rounds = Vec::new();
-    for (index, moment) in moments.iter().enumerate() {
-        let round = index + 1;
+    let mut rounds: Vec<Evidence> = Vec::new();
+    for round in 1..=count {
+        let moment = seeded::cut(context.seed, name, node.name(), round - 1, cuts.within);
         let blame = |mut trouble: Trouble| {
-            trouble.why = format!("round {round} of {}: {}", moments.len(), trouble.why);
+            trouble.why = format!("round {round} of {count}: {}", trouble.why);
             trouble.evidence.splice(0..0, rounds.iter().cloned());
             trouble
         };
         let script = cuts.write.fill(node.name(), &context.record().saved);
         let script = script.map_err(|name| Trouble::new(format!("`{{{name}}}` is not known")))?;
-        let cut = node.cut_while(context, &script, *moment).map_err(blame)?;
+        let cut = node.cut_while(context, &script, moment).map_err(blame)?;
         node.wait_ready(context, limit).map_err(blame)?;
         let expect = Expect::default();
         let job = Job { script: &cuts.verify, expect: &expect, until: false, limit, number };
@@ -42,7 +43,7 @@ pub(super) fn run(
             ),
             ..Evidence::default()
         });
-        context.events.note("Survived", &format!("{}: power cut {round} of {}", node.name(), moments.len()));
+        context.events.note("Survived", &format!("{}: power cut {round} of {count}", node.name()));
     }
     Ok(rounds)
 }

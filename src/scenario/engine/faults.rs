@@ -6,7 +6,8 @@ use super::cluster::Cluster;
 use super::context::{Context, Trouble, millis};
 use super::net;
 use crate::scenario::result;
-use crate::scenario::spec::{Fault, FaultKind, Scenario, Span, When};
+use crate::scenario::seeded::{self, Moment};
+use crate::scenario::spec::{Fault, FaultKind, Scenario, Span};
 
 /// A node that was restarted by a fault has as long as this under KVM to be ready again.
 const BACK: Span = Span::secs(120);
@@ -26,37 +27,35 @@ impl Gate {
     }
 }
 
-/// Waits for the moments of `fault` and injects it each time. Returns when it has happened for the last time, or the run ends.
-/// `index` is its number in the scenario: with the seed it gives the random moments.
+/// Waits for the moments of the scenario's fault number `index` and injects it each time. Returns when it has happened for the
+/// last time, or the run ends.
 pub(super) fn play(
     context: &Context<'_>,
     cluster: &Cluster<'_>,
     scenario: &Scenario,
     index: usize,
-    fault: &Fault,
 ) -> Result<(), Trouble> {
-    let moments: Vec<Duration> = match fault.when {
-        When::At(span) => vec![span.duration()],
-        When::After(_) => vec![Duration::ZERO],
-        When::Random { .. } => crate::scenario::seeded::moments(context.seed, scenario, index),
-    };
-    let start = loop {
-        context.check_fault()?;
-        let gate = cluster.gate();
-        let open = match fault.when {
-            When::After(step) => gate.passed.get(step).copied().unwrap_or(false).then(Instant::now),
-            When::At(_) | When::Random { .. } => gate.ready,
+    let strikes = seeded::strikes(scenario, context.seed);
+    for strike in strikes.iter().filter(|strike| strike.index == index) {
+        let (start, after) = loop {
+            context.check_fault()?;
+            let gate = cluster.gate();
+            let open = match strike.moment {
+                Moment::After(step) if gate.passed.get(step).copied().unwrap_or(false) => {
+                    Some((Instant::now(), Duration::ZERO))
+                }
+                Moment::After(_) => None,
+                Moment::At(after) => gate.ready.map(|ready| (ready, after)),
+            };
+            drop(gate);
+            if let Some(open) = open {
+                break open;
+            }
+            std::thread::sleep(super::context::STEP);
         };
-        drop(gate);
-        if let Some(at) = open {
-            break at;
-        }
-        context.sleep(super::context::STEP)?;
-    };
-    for moment in moments {
-        let left = (start + moment).saturating_duration_since(Instant::now());
+        let left = (start + after).saturating_duration_since(Instant::now());
         context.sleep_while(left, &|| context.check_fault())?;
-        inject(context, cluster, fault)?;
+        inject(context, cluster, strike.fault)?;
     }
     Ok(())
 }

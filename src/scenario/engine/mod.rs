@@ -104,7 +104,8 @@ const AT_THE_END: &str = "no unit has failed in the end";
 /// A machine cannot be made: no room, a wrong configuration, an image that is not what its manifest says.
 pub fn run(setup: &Setup<'_>) -> Result<Run> {
     let scenario = setup.scenario;
-    let context = Context::new(setup.events, setup.seed, setup.calibration.factor, scenario.limit);
+    let factor = setup.calibration.factor(scenario.nodes.len());
+    let context = Context::new(setup.events, setup.seed, factor, scenario.limit);
     let mut told = begin(setup)?;
     let allow = Arc::new(AllowList::new(allowed(scenario))?);
     let folder = tempfile::Builder::new().prefix("kiln-test-").tempdir()?;
@@ -115,11 +116,11 @@ pub fn run(setup: &Setup<'_>) -> Result<Run> {
 
     std::thread::scope(|scope| {
         scope.spawn(|| cluster.watch(&context));
-        for (index, fault) in scenario.faults.iter().enumerate() {
+        for index in 0..scenario.faults.len() {
             // What goes wrong in there ends the run and is told as an incident.
             scope.spawn({
                 let (context, cluster) = (&context, &cluster);
-                move || drop(faults::play(context, cluster, scenario, index, fault))
+                move || drop(faults::play(context, cluster, scenario, index))
             });
         }
         play(&context, &cluster, setup, &mut told);
@@ -159,7 +160,7 @@ fn begin(setup: &Setup<'_>) -> Result<Run> {
     told.accelerator = result::Accelerator {
         name: setup.accel.word().to_owned(),
         reason: setup.choice.reason.clone(),
-        calibration: setup.calibration.factor,
+        calibration: setup.calibration.factor(scenario.nodes.len()),
     };
     let used: BTreeSet<_> = scenario.nodes().map(|node| (node.profile.clone(), node.flavour)).collect();
     for ((profile, flavour), image) in setup.images.iter().filter(|(key, _)| used.contains(key)) {

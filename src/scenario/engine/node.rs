@@ -20,6 +20,7 @@ use crate::qemu::machine::Machine;
 use crate::qemu::ready;
 use crate::qemu::stuck;
 use crate::scenario::result::{BootEnd, ConsoleExcerpt, Evidence, Stuck};
+use crate::scenario::seeded;
 use crate::scenario::spec::{self, Pattern};
 
 /// How long QEMU may take to act on an order such as a reset.
@@ -383,7 +384,7 @@ impl<'a> Node<'a> {
         let number = self.cuts.fetch_add(1, Ordering::SeqCst);
         let mut all = Cut::default();
         for (index, disk) in self.disks.iter().enumerate() {
-            let seed = crate::scenario::seeded::of(context.seed, &[self.name(), "cut", &number.to_string(), &index.to_string()]);
+            let seed = seeded::derive(context.seed, &format!("disk {} {number} {index}", self.name()));
             let cut = disk.power_cut(seed)?;
             all.dropped += cut.dropped;
             all.kept += cut.kept;

@@ -164,8 +164,7 @@ fn act(
         }),
         Action::PowerCuts(cuts) => each(&|node| {
             let count = cluster.cuts.unwrap_or(cuts.count);
-            let moments = crate::scenario::seeded::cuts(context.seed, number, node.name(), count, cuts.within);
-            let evidence = cuts::run(context, node, number, cuts, &moments)?;
+            let evidence = cuts::run(context, node, (number, &step.name), cuts, count)?;
             Ok(Done { evidence, attempts: 1, files: Vec::new() })
         }),
         Action::Wait(time) => context.sleep(time.duration()).map(|()| Done::default()),
