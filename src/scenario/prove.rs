@@ -7,7 +7,7 @@ use anyhow::Result;
 use fs_err as fs;
 
 use super::calibrate::Calibration;
-use super::check::{self, Host};
+use super::check::{self, host::Host};
 use super::engine::{self, Attach, Image, Images, Setup};
 use super::plan::{self, Plan};
 use super::report::live::Progress;

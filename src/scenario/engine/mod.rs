@@ -189,7 +189,7 @@ fn allowed(scenario: &Scenario) -> Vec<Allow> {
         pattern: allow.pattern.as_str().to_owned(),
         node: allow.node.as_ref().map(ToString::to_string),
         reason: allow.reason.clone(),
-        until: allow.until.clone(),
+        until: allow.until.to_string(),
     };
     scenario.allow.iter().map(entry).collect()
 }

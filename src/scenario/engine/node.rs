@@ -351,9 +351,9 @@ impl<'a> Node<'a> {
         let _life = lock(&self.life);
         let door = self.door()?;
         let script = format!("set -eu\n{script}");
+        let limit = after + SOON * 60;
         std::thread::scope(|scope| {
             let begun = Instant::now();
-            let limit = after + SOON * 60;
             let writer = scope.spawn(|| door.run(&script, limit));
             while begun.elapsed() < after {
                 context.check()?;
