@@ -19,6 +19,7 @@ use regex::Regex;
 use crate::error::{Failure, Kind};
 use lines::Lines;
 pub use lines::Observer;
+pub(crate) use lines::log_line;
 use plain::Plain;
 
 /// How much text that nobody waited for is kept; the log file has all of it.

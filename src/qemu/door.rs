@@ -39,8 +39,6 @@ Description=Let kiln in
 DefaultDependencies=no
 IgnoreOnIsolate=yes
 StartLimitIntervalSec=0
-Wants=run-door-io.mount
-After=run-door-io.mount
 [Service]
 Type=exec
 ExecStart=/bin/sh /run/credentials/@system/kiln.door
@@ -56,7 +54,8 @@ StandardOutput=null
 StandardError=null
 ";
 
-/// Not stopped at shutdown: the command that orders it still has its files there.
+/// The script mounts it itself, which is quicker; the unit keeps systemd from stopping it at shutdown, when the command that orders
+/// the shutdown still has its files there.
 const MOUNT: &str = "[Unit]
 Description=Output of what kiln runs
 DefaultDependencies=no

@@ -108,14 +108,15 @@ impl Lines {
 fn replay(log: &Path, observer: &mut Observer) -> std::io::Result<()> {
     for line in BufReader::new(fs::File::open(log)?).split(b'\n') {
         let line = line?;
-        let line = String::from_utf8_lossy(&line);
-        let Some((time, text)) = line.strip_prefix('[').and_then(|rest| rest.split_once("] ")) else {
-            continue;
-        };
-        let Some(time) = time.trim().parse().ok().and_then(|s| Duration::try_from_secs_f64(s).ok()) else {
-            continue;
-        };
-        observer(time, text);
+        if let Some((time, text)) = log_line(&String::from_utf8_lossy(&line)) {
+            observer(time, text);
+        }
     }
     Ok(())
+}
+
+/// The time since power-on and the text of a line of the log.
+pub(crate) fn log_line(line: &str) -> Option<(Duration, &str)> {
+    let (time, text) = line.strip_prefix('[')?.split_once("] ")?;
+    Some((Duration::try_from_secs_f64(time.trim().parse().ok()?).ok()?, text))
 }

@@ -32,11 +32,12 @@ fresh() {
   n=$((n + 1))
   group=$top/run$n
   mkdir -p "$group"
-  [ "$n" = 1 ] || mount -t tmpfs -o size=64m,mode=0700 kiln-door "$io"
+  mount -t tmpfs -o size=64m,mode=0700 kiln-door "$io"
 }
 
 run() {
   id=$1 limit=$2 bytes=$3 text=$4
+  case "$id $limit $bytes" in *[!0-9.\ ]* | ' '* | *' ' | *'  '*) return ;; esac
   busy=1
   { read -r word busy <"$group/cgroup.events"; } 2>/dev/null
   [ "$busy" = 0 ] || fresh
