@@ -418,6 +418,11 @@ fn disk_args(args: &mut Args, index: usize, disk: &Disk, overlay: &Path) {
     });
     let mut device =
         json!({"drive": node, "id": format!("dev-{node}"), "serial": disk.serial, "bootindex": index});
+    // QEMU's own choice would stop the machine when the disk says that it is full. `nvme` always reports.
+    if matches!(disk.backing, Backing::Export(_)) && disk.bus != Bus::Nvme {
+        device["rerror"] = json!("report");
+        device["werror"] = json!("report");
+    }
     if disk.sectors != Sectors::default() {
         let (logical, physical) = disk.sectors.sizes();
         device["logical_block_size"] = json!(logical);

@@ -414,6 +414,25 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_was_off_goes_on_in_the_same_log_and_its_old_text_is_not_waited_for() {
+        let (folder, console, mut far) = pair();
+        far.write_all(b"Kernel panic\nlast word").unwrap();
+        drop(far);
+        let (near, mut far) = UnixStream::pair().unwrap();
+        console.reattach(near, "---- again ----").unwrap();
+        far.write_all(b"Booting\n").unwrap();
+        assert_eq!(console.next_line(SOON).unwrap(), "Booting");
+        assert_eq!(console.seen(&["Kernel panic"]), None);
+        console.send(b"typed").unwrap();
+        let mut typed = [0; 5];
+        far.read_exact(&mut typed).unwrap();
+        drop(console);
+        let log = fs::read_to_string(folder.path().join("log")).unwrap();
+        let lines: Vec<&str> = log.lines().map(|line| line.split_once("] ").unwrap().1).collect();
+        assert_eq!(lines, ["Kernel panic", "last word", "---- again ----", "Booting"]);
+    }
+
+    #[test]
     fn the_log_has_every_line_with_its_time() {
         let (folder, console, mut far) = pair();
         far.write_all(b"\x1b[2J\x1b[01;01H\x1b[=3hfirst\r\n\x1b[0;1;31msec\x1b[0mond\n\x1bcno end\x1b[")

@@ -279,8 +279,7 @@ impl Machine {
             return None;
         }
         let qemu = format!("QEMU of machine {} (process {})", self.config.name, self.id());
-        end_of(&qemu, status, &self.child.stderr())
-            .map(|failure| failure.hint(format!("its command line was\n{}", self.line())))
+        end_of(&qemu, status, &self.child.stderr(), self.line())
     }
 
     /// Tells a closed control socket by what became of QEMU.
@@ -299,23 +298,25 @@ impl Machine {
 }
 
 /// What is wrong with a QEMU that ended so, if something is. A QEMU that gets SIGTERM ends with code 0, and tells of it.
-fn end_of(qemu: &str, status: ExitStatus, stderr: &str) -> Option<Failure> {
+fn end_of(qemu: &str, status: ExitStatus, stderr: &str, line: &str) -> Option<Failure> {
     use rustix::process::Signal;
     let stderr = stderr.trim_end();
-    let failure = |what: String| {
-        let failure = Failure::new(Kind::Tool, what);
+    let failure = |what: String| Failure::new(Kind::Tool, what);
+    // For a fault of QEMU itself: what it said, and how to see it again.
+    let fault = |what: String| {
+        let failure = failure(what).hint(format!("its command line was\n{line}"));
         if stderr.is_empty() { failure } else { failure.hint(format!("it said\n{stderr}")) }
     };
     if let Some(told) = stderr.lines().rev().find_map(|line| line.split_once("terminating on signal ")) {
         return Some(failure(format!("{qemu} was ended from outside by signal {}", told.1)));
     }
     let Some(signal) = status.signal() else {
-        return (!status.success()).then(|| failure(format!("{qemu} failed with {status}")));
+        return (!status.success()).then(|| fault(format!("{qemu} failed with {status}")));
     };
     let name = signal_hook::low_level::signal_name(signal).unwrap_or("unknown");
     let own = [Signal::ILL, Signal::ABORT, Signal::BUS, Signal::FPE, Signal::SEGV];
     if own.iter().any(|own| own.as_raw() == signal) {
-        return Some(failure(format!("{qemu} crashed with signal {signal} ({name})")));
+        return Some(fault(format!("{qemu} crashed with signal {signal} ({name})")));
     }
     let failure = failure(format!("{qemu} was killed from outside by signal {signal} ({name})"));
     let memory = signal == Signal::KILL.as_raw();
@@ -390,5 +391,34 @@ fn connect(child: &mut Child, path: &Path, machine: &str) -> Result<UnixStream, 
             child.judge(status)?;
             return Err(Failure::new(Kind::Tool, format!("QEMU of machine {machine} ended before it began")));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_qemu_is_told_by_who_brought_it_about() {
+        let exit = |code: i32| ExitStatus::from_raw(code << 8);
+        let signal = ExitStatus::from_raw;
+        let table = [
+            (signal(9), "", "q was killed from outside by signal 9 (SIGKILL)", "when memory runs out"),
+            (signal(2), "", "q was killed from outside by signal 2 (SIGINT)", ""),
+            (signal(6), "g_assert", "q crashed with signal 6 (SIGABRT)", "it said\ng_assert"),
+            (exit(1), "no such device\n", "q failed with exit status: 1", "its command line was\nqemu -x"),
+            (
+                exit(0),
+                "warning: x\nqemu: terminating on signal 15 from pid 7 (kill)\n",
+                "q was ended from outside by signal 15 from pid 7 (kill)",
+                "",
+            ),
+        ];
+        for (status, stderr, what, hint) in table {
+            let failure = end_of("q", status, stderr, "qemu -x").unwrap();
+            assert_eq!((failure.to_string().as_str(), failure.kind), (what, Kind::Tool));
+            assert!(failure.hints().join("\n").contains(hint), "{what}: {:?}", failure.hints());
+        }
+        assert!(end_of("q", exit(0), "warning: x\n", "qemu -x").is_none());
     }
 }
