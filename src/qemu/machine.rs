@@ -34,6 +34,7 @@ pub struct Machine {
     /// The virtio-serial ports, in the order of the configuration; the same through restarts.
     pub ports: Vec<Arc<Console>>,
     started: Instant,
+    epoch: Instant,
     starts: u32,
     /// Whether [`Machine::power_cut`] ended the process that is in `child`.
     cut: bool,
@@ -100,6 +101,7 @@ impl Machine {
             console,
             ports,
             started,
+            epoch: started,
             starts: 1,
             cut: false,
             emulator,
@@ -207,6 +209,11 @@ impl Machine {
     /// When it was last switched on.
     pub fn started(&self) -> Instant {
         self.started
+    }
+
+    /// When it was first switched on: the times in its logs count from then.
+    pub fn epoch(&self) -> Instant {
+        self.epoch
     }
 
     /// How often it was switched on.

@@ -364,8 +364,14 @@ pub fn wait_boot(machine: &mut Machine, port: usize, boot: &Boot, limit: Duratio
 
 /// What the console tells of `boot`.
 fn marks(machine: &Machine, boot: &Boot) -> Marks {
-    let begin = boot.begin.saturating_duration_since(machine.started());
+    let begin = boot.begin.saturating_duration_since(machine.epoch());
     Marks::read(machine.console.log(), begin).unwrap_or_default()
+}
+
+/// Puts into the report of `boot` what only the console tells of it.
+pub fn complete(machine: &Machine, boot: &Boot, ready: &mut Ready) {
+    ready.total = u64::try_from(boot.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    ready.fill(&marks(machine, boot));
 }
 
 /// Asks a machine that reported `ready` for the timeline of `boot`.

@@ -126,6 +126,11 @@ pub fn run(setup: &Setup<'_>) -> Result<Run> {
         play(&context, &cluster, setup, &mut told);
         let failed = told.steps.iter().any(|step| step.outcome.is_failed()) || context.check().is_err();
         let stuck = if failed { last_words(&context, &cluster) } else { Vec::new() };
+        let up: Vec<_> = cluster.nodes().collect();
+        cluster.each(&up, |node| {
+            node.ask_units(context.limit(LAST_WORDS));
+            Ok(())
+        });
         finish(&context, &cluster, setup, &mut told, stuck);
         if let Some(hold) = setup.hold {
             let shells = cluster.nodes().filter_map(|node| {

@@ -126,7 +126,7 @@ impl<'a> Node<'a> {
             told.line(context, &line);
         }
         while let Some(line) = running.machine.ports.first().and_then(|port| port.next_line(Duration::ZERO)) {
-            told.report(context, &line);
+            told.report(context, &running.machine, &line);
         }
         // A socket that closes is told by what became of the process, below.
         while let Ok(Some(event)) = running.machine.qmp.event(Duration::ZERO) {
@@ -464,6 +464,18 @@ impl<'a> Node<'a> {
             }
         }
         Some(stuck)
+    }
+
+    /// Asks it which units its boot spent its time on; a machine that does not answer leaves them out of the report.
+    pub(super) fn ask_units(&self, limit: Duration) {
+        let mut running = lock(&self.running);
+        let Some(running) = running.as_mut() else { return };
+        let mut told = self.told();
+        let Some(report) = told.ready().cloned().filter(|_| told.power == Power::On) else { return };
+        match ready::timeline(&mut running.machine, 0, &told.boot(), &report, limit) {
+            Ok(timeline) => told.units(&timeline),
+            Err(failure) => tracing::debug!(node = self.name(), %failure, "timeline"),
+        }
     }
 
     /// Copies its console log to `to`.

@@ -1,12 +1,14 @@
 //! What is known of a machine: its boots, its states, its console, its health.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::context::Context;
 use crate::error::Failure;
+use crate::qemu::console::Position;
 use crate::qemu::health::{self, Expected, Watch};
-use crate::qemu::ready::{LOST, Parser, Ready};
+use crate::qemu::machine::Machine;
+use crate::qemu::ready::{self, LOST, Parser, Ready};
 use crate::scenario::result::{
     Boot, BootEnd, ConsoleLine, Finding, NodeState, Severity, StateChange, Timeline, Unit,
 };
@@ -30,6 +32,7 @@ pub(super) struct Told {
     name: String,
     pub(super) power: Power,
     boots: Vec<Boot>,
+    began: Instant,
     states: Vec<StateChange>,
     /// The console since this boot began; the end of the one before it if nothing came yet.
     lines: VecDeque<ConsoleLine>,
@@ -50,6 +53,7 @@ impl Told {
             name: name.to_owned(),
             power: Power::Off,
             boots: Vec::new(),
+            began: Instant::now(),
             states: vec![StateChange::default()],
             lines: VecDeque::new(),
             earlier: 0,
@@ -75,6 +79,7 @@ impl Told {
     /// A boot begins: the machine is being switched on, or was reset.
     pub(super) fn begin(&mut self, context: &Context<'_>) {
         let number = u32::try_from(self.boots.len()).unwrap_or(u32::MAX).saturating_add(1);
+        self.began = Instant::now();
         self.boots.push(Boot { number, began_ms: context.now(), ..Boot::default() });
         self.earlier = self.lines.len();
         self.parser = Parser::default();
@@ -184,19 +189,31 @@ impl Told {
     }
 
     /// A line of the report of readiness.
-    pub(super) fn report(&mut self, context: &Context<'_>, line: &str) {
+    pub(super) fn report(&mut self, context: &Context<'_>, machine: &Machine, line: &str) {
         let Some(mut ready) = self.parser.line(line) else { return };
-        let now = context.now();
+        ready::complete(machine, &self.boot(), &mut ready);
         if let Some(boot) = self.boots.last_mut() {
-            ready.total = now.saturating_sub(boot.began_ms);
-            boot.ready_ms = Some(now);
-            boot.timeline = Some(timeline(&ready));
+            boot.ready_ms = Some(context.now());
+            boot.timeline = Some(stages(&ready));
         }
         if ready.is_good() {
             self.enter(context, NodeState::Ready);
         }
         self.ready = Some(ready);
         self.health.expect_nothing();
+    }
+
+    /// The present boot, as [`crate::qemu::ready`] knows boots.
+    pub(super) fn boot(&self) -> ready::Boot {
+        ready::Boot { begin: self.began, console: Position::default(), before: None }
+    }
+
+    /// The units of the present boot, told at the end.
+    pub(super) fn units(&mut self, told: &crate::qemu::timeline::Timeline) {
+        if let Some(timeline) = self.boots.last_mut().and_then(|boot| boot.timeline.as_mut()) {
+            timeline.units = told.units.iter().filter_map(unit).collect();
+            timeline.critical_chain = told.chain.iter().filter_map(unit).collect();
+        }
     }
 
     pub(super) fn ready(&self) -> Option<&Ready> {
@@ -259,23 +276,18 @@ fn finding(found: &health::Finding) -> Finding {
     }
 }
 
-fn timeline(ready: &Ready) -> Timeline {
+fn stages(ready: &Ready) -> Timeline {
     let stages = &ready.stages;
-    let inside = stages.kernel + stages.initrd + stages.userspace;
-    // Firmware that says nothing of itself still takes the time that nobody else does.
-    let before = ready.total.saturating_sub(inside);
-    let unit = |unit: &crate::qemu::timeline::Unit| Unit {
-        name: unit.name.clone(),
-        start_ms: unit.start,
-        end_ms: unit.end,
-    };
     Timeline {
-        firmware_ms: if stages.firmware > 0 { stages.firmware } else { before },
+        firmware_ms: stages.firmware,
         loader_ms: stages.loader,
         kernel_ms: stages.kernel,
         initrd_ms: stages.initrd,
         userspace_ms: stages.userspace,
-        units: ready.units.iter().map(unit).collect(),
-        critical_chain: crate::qemu::timeline::critical_chain(ready).iter().map(unit).collect(),
+        ..Timeline::default()
     }
+}
+
+fn unit(unit: &crate::qemu::timeline::Unit) -> Option<Unit> {
+    Some(Unit { name: unit.name.clone(), start_ms: unit.start, end_ms: unit.end? })
 }
