@@ -338,8 +338,7 @@ pub fn wait_boot(machine: &mut Machine, port: usize, boot: &Boot, limit: Duratio
             if let Some(mut ready) = parser.line(&line)
                 && boot.before.as_ref() != Some(&ready.boot)
             {
-                ready.total = u64::try_from(boot.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-                ready.fill(&marks(machine, boot));
+                complete(machine, boot, &mut ready);
                 return Ok(ready);
             }
             continue;

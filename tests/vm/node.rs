@@ -33,6 +33,14 @@ impl Slot {
         Slot(())
     }
 
+    /// The right to run as many machines as one wants: everybody else waits.
+    pub(super) fn all() -> Vec<Self> {
+        // One at a time takes its slots, or two could wait for each other.
+        static TAKING: Mutex<()> = Mutex::new(());
+        let _taking = TAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (0..SLOTS).map(|_| Slot::wait()).collect()
+    }
+
     pub(super) fn now() -> Option<Self> {
         let mut taken = TAKEN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         (*taken < SLOTS).then(|| {
