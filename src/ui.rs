@@ -188,7 +188,8 @@ impl Ui {
     /// A live line for something that goes through states: how long it is in this one, and a message that is cut to the width
     /// of the terminal; vanishes when dropped.
     pub fn state_line(&self, word: &str) -> Bar {
-        let bar = self.bar(word, 0, &format!("{{prefix:>{WORD}.bold.cyan}} {{elapsed:>4.dim}}  {{wide_msg}}"));
+        let bar =
+            self.bar(word, 0, &format!("{{prefix:>{WORD}.bold.cyan}} {{elapsed:>4.dim}}  {{wide_msg}}"));
         bar.inner.enable_steady_tick(Duration::from_secs(1));
         bar
     }
@@ -248,7 +249,9 @@ pub fn plain(text: &str) -> String {
             }
             // Line by line: a sequence that never ends must not swallow what follows.
             for visible in anstream::adapter::strip_str(part) {
-                out.extend(visible.chars().map(|c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER }));
+                out.extend(
+                    visible.chars().map(|c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER }),
+                );
             }
         }
     }

@@ -11,7 +11,10 @@ use super::Context;
 use crate::arch::Arch;
 use crate::bench;
 use crate::config::Config;
+use crate::error::{Failure, Kind};
 use crate::packages::Work;
+use crate::scenario::report;
+use crate::scenario::result::Run;
 use crate::spec::{Archive, Layer, Tools};
 
 /// Arguments of `kiln dev`.
@@ -43,6 +46,18 @@ enum Verb {
         /// Which file
         #[arg(value_enum)]
         file: SchemaFile,
+    },
+    /// Write the report of a test run again, from its report.json
+    ///
+    /// For runs whose page was not kept, and for work on the page itself.
+    Report {
+        /// The report.json of the run
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+
+        /// Folder for the report; made if it is not there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
     },
     /// Measure whole builds: cold, with nothing to do, and after one changed line
     Bench {
@@ -109,6 +124,15 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
             Ok(())
         }
         Verb::Schema { file } => context.ui.result_json(&schema(*file)),
+        Verb::Report { file, out } => {
+            let run: Run = serde_json::from_slice(&fs::read(file)?).map_err(|error| {
+                Failure::new(Kind::Input, format!("{} is no report of kiln test", file.display()))
+                    .because(error)
+            })?;
+            let files = report::write(&run, out)?;
+            context.ui.status("Wrote", files.html.display().to_string());
+            Ok(())
+        }
         Verb::Bench { profile, arch, runs, threads } => {
             let (project, locked) = context.locked()?;
             let store = context.store()?;

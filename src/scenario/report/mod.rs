@@ -9,8 +9,16 @@
 //!
 //! Everything that guests wrote is untrusted text: each writer cleans and escapes it for its format.
 
+mod clean;
+pub mod html;
 pub mod json;
+pub mod junit;
 pub mod live;
+mod problems;
+#[cfg(test)]
+mod sample;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -60,8 +68,14 @@ impl Events for () {}
 /// The files of a report, each a path that can be opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
-    /// For programs; see [`json`].
+    /// The folder they are in.
+    pub folder: PathBuf,
+    /// `report.json`, for programs; see [`json`].
     pub json: PathBuf,
+    /// `junit.xml`, for CI; see [`junit`].
+    pub junit: PathBuf,
+    /// `index.html`, for people; see [`html`].
+    pub html: PathBuf,
 }
 
 /// Writes the report of a judged run into `folder`, which is made. What was there under the same names is replaced.
@@ -70,7 +84,15 @@ pub struct Files {
 /// The folder cannot be written.
 pub fn write(run: &Run, folder: &Path) -> anyhow::Result<Files> {
     fs::create_dir_all(folder)?;
-    let files = Files { json: folder.join("report.json") };
+    let files = Files {
+        folder: folder.to_owned(),
+        json: folder.join("report.json"),
+        junit: folder.join("junit.xml"),
+        html: folder.join("index.html"),
+    };
     fs::write(&files.json, json::render(run)?)?;
+    let run = clean::clean(run)?;
+    fs::write(&files.junit, junit::render(&run)?)?;
+    fs::write(&files.html, html::render(&run))?;
     Ok(files)
 }

@@ -1,6 +1,6 @@
 //! What went wrong in a run, whatever it was, in the order a person should read it.
 
-use crate::scenario::result::{ConsoleExcerpt, ConsoleLine, Evidence, Run, Stuck};
+use crate::scenario::result::{ConsoleExcerpt, ConsoleLine, Evidence, Outcome, Run, Stuck};
 
 /// One thing that went wrong.
 #[derive(Debug, Default)]
@@ -103,19 +103,54 @@ pub(super) fn problems(run: &Run) -> Vec<Problem<'_>> {
     all
 }
 
-/// Steps that were skipped, by reason, in order of the first: the reason and the numbers of the steps.
-pub(super) fn skips(run: &Run) -> Vec<(String, usize)> {
-    let mut reasons: Vec<(String, usize)> = Vec::new();
-    let outcomes = run.steps.iter().map(|step| (&step.outcome, "step"));
-    let invariants = run.invariants.iter().map(|invariant| (&invariant.outcome, "invariant"));
-    for (outcome, what) in outcomes.chain(invariants).filter(|(outcome, _)| outcome.is_skipped()) {
-        let reason = format!("{what}: {}", outcome.why());
-        match reasons.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, count)) => *count += 1,
-            None => reasons.push((reason, 1)),
+/// What was not done, and why.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Skip {
+    /// `step`, `invariant` or `image check`, in the plural if there are several.
+    pub(super) what: String,
+    /// The reason.
+    pub(super) why: String,
+    /// How many share it.
+    pub(super) count: usize,
+    /// Their names.
+    pub(super) names: Vec<String>,
+}
+
+/// Everything that was skipped, by reason, in order of the first.
+pub(super) fn skips(run: &Run) -> Vec<Skip> {
+    let mut all: Vec<Skip> = Vec::new();
+    let mut add = |what: &str, name: &str, outcome: &Outcome| {
+        if !outcome.is_skipped() {
+            return;
+        }
+        match all.iter_mut().find(|skip| skip.what == what && skip.why == outcome.why()) {
+            Some(skip) => {
+                skip.count += 1;
+                skip.names.push(name.to_owned());
+            }
+            None => all.push(Skip {
+                what: what.to_owned(),
+                why: outcome.why().to_owned(),
+                count: 1,
+                names: vec![name.to_owned()],
+            }),
+        }
+    };
+    for step in &run.steps {
+        add("step", &format!("{} {}", step.number, step.name), &step.outcome);
+    }
+    for invariant in &run.invariants {
+        add("invariant", &invariant.name, &invariant.outcome);
+    }
+    for image in &run.images {
+        add("image check", &image.file, &image.outcome());
+    }
+    for skip in &mut all {
+        if skip.count > 1 {
+            skip.what.push('s');
         }
     }
-    reasons
+    all
 }
 
 fn worst_first(evidence: &[Evidence]) -> Vec<&Evidence> {
