@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fs_err as fs;
@@ -29,9 +30,9 @@ pub struct Machine {
     /// The control connection; a new one after each [`Machine::power_on`].
     pub qmp: Qmp,
     /// The serial line; the same through restarts.
-    pub console: Console,
+    pub console: Arc<Console>,
     /// The virtio-serial ports, in the order of the configuration; the same through restarts.
-    pub ports: Vec<Console>,
+    pub ports: Vec<Arc<Console>>,
     started: Instant,
     starts: u32,
     /// Whether [`Machine::power_cut`] ended the process that is in `child`.
@@ -82,11 +83,16 @@ impl Machine {
         let session = Session::start(&emulator, config, &places)?;
         let name = &config.name;
         let log = |name: &str| places.folder.join(format!("{name}.log"));
-        let console =
-            Console::attach(&format!("console of {name}"), session.console, &log("console"), started)?;
+        let console = Arc::new(Console::attach(
+            &format!("console of {name}"),
+            session.console,
+            &log("console"),
+            started,
+        )?);
         let mut ports = Vec::new();
         for (port, stream) in config.ports.iter().zip(session.ports) {
-            ports.push(Console::attach(&format!("port {port} of {name}"), stream, &log(port), started)?);
+            let name = format!("port {port} of {name}");
+            ports.push(Arc::new(Console::attach_port(&name, stream, &log(port), started)?));
         }
         let mut machine = Machine {
             child: session.child,

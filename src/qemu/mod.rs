@@ -8,21 +8,29 @@
 //!           ├── firmware         OVMF / AAVMF out of the tool tree
 //!           ├── qmp              the control socket
 //!           ├── console          serial line: full log with times, waiting, this terminal
-//!           └── ready            a unit handed in by firmware that says when boot has ended, and how
+//!           ├── ready            a unit handed in by firmware that says when boot has ended, and how
+//!           ├── door             a root shell that is handed in likewise: commands, files, waiting
+//!           ├── health           rules that find a sick machine by its console
+//!           ├── timeline         where the time of a boot goes
+//!           └── stuck            what a machine that hangs was doing
 //! ```
 //!
-//! The image file is never written: a machine works on a qcow2 overlay in its run folder, or on a disk of its own layers. Nothing in the image knows of
-//! this module: it enters through SMBIOS credentials alone. Everything is threads and blocking calls.
+//! The image file is never written: a machine works on a qcow2 overlay in its run folder, or on a disk that kiln serves. Nothing in
+//! the image knows of this module: it enters through SMBIOS credentials alone. Everything is threads and blocking calls.
 
 pub mod accel;
 pub mod config;
 pub mod console;
 pub mod disk;
+pub mod door;
 pub mod firmware;
+pub mod health;
 pub mod machine;
 pub mod qmp;
 pub mod ready;
 pub mod run;
+pub mod stuck;
+pub mod timeline;
 
 use std::path::Path;
 
