@@ -17,8 +17,8 @@
 //! switch::Switch               an Ethernet segment between machines, with cables that can be cut and captured
 //! ```
 //!
-//! The image file is never written: a machine works on a qcow2 overlay in its run folder, or on a disk of its own layers. Nothing in the image knows of
-//! this module: it enters through SMBIOS credentials alone. Everything is threads and blocking calls.
+//! The image file is never written: a machine works on a qcow2 overlay in its run folder, or on a disk that kiln serves. Nothing in
+//! the image knows of this module: it enters through SMBIOS credentials alone. Everything is threads and blocking calls.
 
 pub mod accel;
 pub mod config;
