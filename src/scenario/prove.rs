@@ -204,7 +204,7 @@ fn fresh(folder: &Path) -> Result<PathBuf> {
             _ => {}
         }
     }
-    for old in report::FILES {
+    for old in ["report.json", "junit.xml", "index.html", keep::FILE] {
         match fs::remove_file(folder.join(old)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}

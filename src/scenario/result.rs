@@ -250,7 +250,7 @@ pub struct Timeline {
     pub critical_chain: Vec<Unit>,
 }
 
-/// A systemd unit on its way up; times since the kernel started, by the guest's clock.
+/// A systemd unit on its way up; times since this boot began.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unit {
     /// The name with its suffix.
