@@ -14,7 +14,7 @@ use crate::qemu::console::Console;
 use crate::qemu::terminal::{self, End};
 use crate::scenario::prove::{self, Options};
 use crate::scenario::spec::Scenario;
-use crate::scenario::{keep, plan};
+use crate::scenario::keep;
 
 /// Arguments of `kiln test`.
 #[derive(Debug, clap::Args)]
@@ -127,7 +127,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         if context.ui.json() {
             return context.ui.result_json(&plans);
         }
-        plans.iter().for_each(|plan| context.ui.result(plan::text(plan)));
+        plans.iter().for_each(|plan| context.ui.result(plan.lines().join("\n")));
         return Ok(());
     }
     let proofs = prove::all(&work, &scenarios, &options)?;

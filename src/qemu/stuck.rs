@@ -8,6 +8,11 @@ use super::console::Console;
 use super::door::Door;
 use super::qmp::Qmp;
 
+/// The name of the jobs' text.
+pub const JOBS: &str = "jobs";
+/// The name of the failed units' text.
+pub const FAILED: &str = "failed units";
+
 /// A text about a machine, such as the jobs systemd waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Text {

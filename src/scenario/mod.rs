@@ -7,12 +7,16 @@
 //!                             └ report   terminal, JSON, JUnit, HTML
 //! ```
 
+pub mod calibrate;
+pub mod check;
 pub mod edge;
 pub mod engine;
 pub mod identity;
 pub mod keep;
+pub mod plan;
 pub mod problems;
 pub mod prove;
 pub mod report;
 pub mod result;
+pub mod seeded;
 pub mod spec;

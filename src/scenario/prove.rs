@@ -9,11 +9,11 @@ use fs_err as fs;
 use super::calibrate::Calibration;
 use super::check::{self, host::Host};
 use super::engine::{self, Attach, Image, Images, Setup};
-use super::plan::{self, Plan};
+use super::plan::Plan;
 use super::report::live::Progress;
 use super::report::{self, Files};
 use super::result::Run;
-use super::spec::Scenario;
+use super::spec::{Action, Scenario};
 use super::keep;
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
@@ -79,14 +79,26 @@ impl Ground {
 /// The scenario does not fit the project or this machine.
 pub fn plan(work: &Work<'_>, scenario: &Scenario, options: &Options) -> Result<Plan> {
     let ground = Ground::prepare(work, options)?;
-    examine(work, scenario, options, &ground)
+    examine(work, &adjusted(scenario, options), options, &ground)
+}
+
+/// The scenario as the command line wants it.
+fn adjusted(scenario: &Scenario, options: &Options) -> Scenario {
+    let mut scenario = scenario.clone();
+    scenario.seed = options.seed.unwrap_or(scenario.seed);
+    for step in &mut scenario.steps {
+        if let (Action::PowerCuts(cuts), Some(count)) = (&mut step.action, options.cuts) {
+            cuts.count = count;
+        }
+    }
+    scenario
 }
 
 fn examine(work: &Work<'_>, scenario: &Scenario, options: &Options, ground: &Ground) -> Result<Plan> {
     let now = crate::lock::time::now();
     let checked = check::check(scenario, work.project, &options.out, &ground.host, now)?;
     checked.notes.iter().for_each(|note| work.ui.warn(note));
-    Ok(plan::plan(scenario, &ground.calibration, options.seed, options.cuts))
+    Ok(Plan::new(scenario, scenario.seed, &ground.calibration))
 }
 
 /// Runs all `scenarios`, one after the other, and writes their reports.
@@ -97,17 +109,18 @@ pub fn all(work: &Work<'_>, scenarios: &[Scenario], options: &Options) -> Result
     // Everything that can be wrong is told before the first machine is started.
     let ground = Ground::prepare(work, options)?;
     work.ui.status("Chosen", ground.choice.to_string());
+    let scenarios: Vec<Scenario> = scenarios.iter().map(|scenario| adjusted(scenario, options)).collect();
     let plans = scenarios
         .iter()
         .map(|scenario| examine(work, scenario, options, &ground))
         .collect::<Result<Vec<_>>>()?;
     let mut images = Images::new();
-    for scenario in scenarios {
+    for scenario in &scenarios {
         bake(work, scenario, options, &mut images)?;
     }
     let mut proofs = Vec::new();
     for (scenario, plan) in scenarios.iter().zip(&plans) {
-        work.ui.status("Testing", format!("{}: {}", scenario.name, plan.summary()));
+        work.ui.status("Testing", format!("{}: {}", scenario.name, plan.estimate));
         proofs.push(one(work, scenario, options, &ground, &images)?);
         sys::check_interrupt()?;
     }
@@ -160,8 +173,6 @@ fn one(
         accel: ground.choice.accel,
         choice: &ground.choice,
         calibration: &ground.calibration,
-        seed: options.seed.unwrap_or(scenario.seed),
-        cuts: options.cuts,
         capture_all: options.capture_all,
         shells: options.keep,
         events: &progress,

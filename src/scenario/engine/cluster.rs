@@ -37,8 +37,6 @@ pub(super) struct Cluster<'a> {
     pub(super) project: &'a Path,
     /// The report's folder.
     pub(super) report: &'a Path,
-    /// How many power cuts in place of the file's.
-    pub(super) cuts: Option<u32>,
     pub(super) net: Net,
     nodes: BTreeMap<spec::Name, Node<'a>>,
     gate: Mutex<Gate>,
@@ -55,7 +53,6 @@ impl<'a> Cluster<'a> {
             images: setup.images,
             project: setup.project,
             report: setup.report,
-            cuts: setup.cuts,
             net,
             nodes,
             gate: Mutex::new(Gate::new(setup.scenario.steps.len())),

@@ -10,15 +10,14 @@ use crate::scenario::spec::{Expect, PowerCuts, Span};
 /// What a round may take under KVM beside the time of writing: a boot, and the script that judges the disk.
 const ROUND: Span = Span::secs(120);
 
-/// All `count` rounds of the step `name` (its number: `number`) on one node. The evidence says what each cut did to the disk.
+/// All rounds of the step `name` (its number: `number`) on one node. The evidence says what each cut did to the disk.
 pub(super) fn run(
     context: &Context<'_>,
     node: &Node<'_>,
     (number, name): (u32, &str),
     cuts: &PowerCuts,
-    count: u32,
 ) -> Result<Vec<Evidence>, Trouble> {
-    let limit = context.limit(ROUND);
+    let (limit, count) = (context.limit(ROUND), cuts.count);
     let mut rounds: Vec<Evidence> = Vec::new();
     for round in 1..=count {
         let moment = seeded::cut(context.seed, name, node.name(), round - 1, cuts.within);

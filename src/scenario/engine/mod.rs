@@ -41,6 +41,7 @@ use crate::qemu::accel::Choice;
 use crate::qemu::config::Bus;
 use crate::qemu::health::{Allow, AllowList};
 use crate::scenario::calibrate::Calibration;
+use crate::scenario::plan::peak;
 use crate::scenario::report::Events;
 use crate::scenario::result::{self, Outcome, Run};
 use crate::scenario::spec::{self, Action, BootWhen, Check, Nodes, Scenario, Span, Step};
@@ -64,10 +65,6 @@ pub struct Setup<'a> {
     pub choice: &'a Choice,
     /// How slow that is.
     pub calibration: &'a Calibration,
-    /// The seed of everything random.
-    pub seed: u64,
-    /// How many power cuts a step `power_cuts` makes, in place of the file's.
-    pub cuts: Option<u32>,
     /// Record every cable.
     pub capture_all: bool,
     /// Give each node the shell of `kiln test attach`.
@@ -80,7 +77,7 @@ pub struct Setup<'a> {
 
 impl std::fmt::Debug for Setup<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Setup").field("scenario", &self.scenario.name).field("seed", &self.seed).finish_non_exhaustive()
+        f.debug_struct("Setup").field("scenario", &self.scenario.name).field("seed", &self.scenario.seed).finish_non_exhaustive()
     }
 }
 
@@ -104,12 +101,12 @@ const AT_THE_END: &str = "no unit has failed in the end";
 /// A machine cannot be made: no room, a wrong configuration, an image that is not what its manifest says.
 pub fn run(setup: &Setup<'_>) -> Result<Run> {
     let scenario = setup.scenario;
-    let factor = setup.calibration.factor(scenario.nodes.len());
-    let context = Context::new(setup.events, setup.seed, factor, scenario.limit);
+    let factor = setup.calibration.factor(peak(scenario).nodes);
+    let context = Context::new(setup.events, scenario.seed, factor, scenario.limit);
     let mut told = begin(setup)?;
     let allow = Arc::new(AllowList::new(allowed(scenario))?);
     let folder = tempfile::Builder::new().prefix("kiln-test-").tempdir()?;
-    let net = Net::new(scenario, setup.seed, folder.path(), setup.report, setup.capture_all)?;
+    let net = Net::new(scenario, scenario.seed, folder.path(), setup.report, setup.capture_all)?;
     let nodes = machines::make(setup, &net, folder.path(), &allow)?;
     let cluster = Cluster::new(setup, net, nodes);
     told.invariants = scenario.invariants.iter().map(invariant).collect();
@@ -156,7 +153,7 @@ fn begin(setup: &Setup<'_>) -> Result<Run> {
         file: scenario.file.clone(),
         sha256: Digest::of(scenario.text.as_bytes()).to_string(),
     };
-    let mut told = Run::new(about, setup.seed, now);
+    let mut told = Run::new(about, scenario.seed, now);
     told.host = result::Host {
         cpus: u32::try_from(crate::cli::threads(None)).unwrap_or(u32::MAX),
         memory_mib: crate::sys::memory_total().unwrap_or(0) >> 20,
@@ -165,7 +162,7 @@ fn begin(setup: &Setup<'_>) -> Result<Run> {
     told.accelerator = result::Accelerator {
         name: setup.accel.word().to_owned(),
         reason: setup.choice.reason.clone(),
-        calibration: setup.calibration.factor(scenario.nodes.len()),
+        calibration: setup.calibration.factor(peak(scenario).nodes),
     };
     let used: BTreeSet<_> = scenario.nodes().map(|node| (node.profile.clone(), node.flavour)).collect();
     for ((profile, flavour), image) in setup.images.iter().filter(|(key, _)| used.contains(key)) {
