@@ -1,10 +1,20 @@
 //! Scenarios: clusters of the baked images, driven step by step, with faults.
 //!
 //! ```text
-//! qemu/NAME.toml ── spec        what the file says, each name resolved     [spec::Scenario]
+//! qemu/NAME.toml ── spec        what the file says, each name resolved            [spec::Scenario]
+//!      ├── check                does it fit the project, its images, this machine?
+//!      ├── calibrate            how much slower are guests here?                  [calibrate::Calibration]
+//!      ├── plan                 what will be done, what it takes, how long        [plan::Plan]
+//!      ├── seeded               everything random, from the seed
+//!      ├── identity             who a node is, as credentials
+//!      └── edge                 what the machine beside the cluster serves, as credentials
 //! ```
 
+pub mod calibrate;
+pub mod check;
 pub mod edge;
 pub mod identity;
+pub mod plan;
 pub mod problems;
+pub mod seeded;
 pub mod spec;

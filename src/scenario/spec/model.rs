@@ -48,6 +48,18 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// Lets every step with power cuts have `count` rounds, as `--cuts` does. The limit of the run grows with them.
+    pub fn set_cuts(&mut self, count: u32) {
+        let mut more = std::time::Duration::ZERO;
+        for step in &mut self.steps {
+            if let Action::PowerCuts(cuts) = &mut step.action {
+                more += step.limit.duration().saturating_mul(count.saturating_sub(cuts.count));
+                cuts.count = count;
+            }
+        }
+        self.limit = self.limit.longer(more);
+    }
+
     /// The nodes, in the order of their names.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
         self.nodes.values()
@@ -192,6 +204,16 @@ impl Address {
         match self {
             Address::Fixed { ip, .. } => Some(ip),
             Address::None | Address::Dhcp => None,
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::None => f.write_str("none"),
+            Address::Dhcp => f.write_str("dhcp"),
+            Address::Fixed { ip, .. } => ip.fmt(f),
         }
     }
 }
@@ -575,6 +597,19 @@ pub enum FaultKind {
         /// How long.
         lasts: Span,
     },
+}
+
+impl FaultKind {
+    /// The word that names it in a file.
+    pub fn word(&self) -> &'static str {
+        match self {
+            FaultKind::PowerCut => "power_cut",
+            FaultKind::Reboot => "reboot",
+            FaultKind::Crash => "crash",
+            FaultKind::Pause { .. } => "pause",
+            FaultKind::Link { .. } => "link",
+        }
+    }
 }
 
 /// What must hold before each step, on those of its nodes that are up.

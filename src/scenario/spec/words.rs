@@ -131,9 +131,16 @@ impl Span {
         self.0
     }
 
+    /// Longer by `more`, whole milliseconds; even longer than [`Span::LONGEST`].
+    pub fn longer(self, more: Duration) -> Self {
+        Span(
+            self.0.saturating_add(Duration::from_millis(u64::try_from(more.as_millis()).unwrap_or(u64::MAX))),
+        )
+    }
+
     /// `factor` times as long, for limits under a slower accelerator.
     pub fn scaled(self, factor: f64) -> Duration {
-        Duration::try_from_secs_f64(self.0.as_secs_f64() * factor).unwrap_or(Self::LONGEST.0)
+        Duration::try_from_secs_f64(self.0.as_secs_f64() * factor).unwrap_or(Duration::MAX)
     }
 }
 

@@ -3,10 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use uuid::Uuid;
-
 use super::{ALL, EVERY, MOST_NODES};
 use crate::digest::Digest;
+use crate::scenario::identity;
 use crate::scenario::problems::{Part, Problems, spot};
 use crate::scenario::spec::file::{AddressFile, DhcpFile, File, NicFile, NodeFile, ServesFile};
 use crate::scenario::spec::model::{Address, Dhcp, Disk, EDGE, Network, Nic, Node, Serves};
@@ -37,6 +36,10 @@ pub(super) fn networks(shape: &File, problems: &mut Problems<'_>) -> BTreeMap<Na
                 spot!["network", name.as_str(), "mtu"],
                 format!("an mtu of {mtu} is not from 1280 to 9216"),
             );
+        }
+        if file.subnet.net().network().is_ipv6() {
+            let text = format!("{} is a subnet of IPv6: nodes are given IPv4 addresses", file.subnet);
+            problems.add(spot!["network", name.as_str(), "subnet"], text);
         }
         let (ours, overlaps) = (file.subnet.net(), |other: &&Network| {
             other.subnet.net().contains(&file.subnet.net()) || file.subnet.net().contains(&other.subnet.net())
@@ -92,7 +95,7 @@ pub(super) fn nodes(
         if !(1..=MOST_CPUS).contains(&cpus) {
             problems.add(at("cpus"), format!("{cpus} CPUs: give 1 to {MOST_CPUS}"));
         }
-        let uuid = machine_uuid(scenario, name);
+        let uuid = identity::machine_uuid(scenario, name);
         let node = Node {
             name: name.clone(),
             profile: file.profile.clone(),
@@ -121,12 +124,6 @@ pub(super) fn nodes(
     one_server_each(&nodes, problems);
     addresses(&nodes, problems);
     nodes
-}
-
-/// The same in each run, and other than any other node's.
-fn machine_uuid(scenario: &str, node: &str) -> Uuid {
-    const NAMES: Uuid = uuid::uuid!("6f0b4b4e-2f0c-4a7e-9a54-0d7a1c3b9e21");
-    Uuid::new_v5(&NAMES, format!("{scenario}/{node}").as_bytes())
 }
 
 fn disks(name: &Name, file: &NodeFile, problems: &mut Problems<'_>) -> Vec<Disk> {
