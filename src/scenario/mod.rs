@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! qemu/NAME.toml ── spec        what the file says, each name resolved     [spec::Scenario]
-//!                     └ engine  machines, disks and switches, moved by the steps
-//!                         └ result    what came of it, as plain data       [result::Run]
-//!                             └ report   terminal, JSON, JUnit, HTML
+//!                ── check       what can be wrong before anything starts
+//!                ── plan        what it needs, and how long it takes here  [calibrate::Calibration]
+//!                └─ engine      machines, disks and switches, moved by the steps
+//!                    └─ result  what came of it, as plain data             [result::Run]
+//!                        └─ report   terminal, JSON, JUnit, HTML
 //! ```
+//!
+//! [`prove::all`] is the way through all of it.
 
 pub mod calibrate;
 pub mod check;

@@ -382,3 +382,6 @@ fn estimate(scenario: &Scenario, calibration: &Calibration) -> Duration {
     }
     sum
 }
+
+#[cfg(test)]
+mod tests;

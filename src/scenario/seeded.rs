@@ -131,11 +131,15 @@ kind = "crash"
 
     #[test]
     fn a_seed_gives_the_same_faults_forever_and_another_seed_gives_others() {
-        let at = |millis| Moment::At(Duration::from_millis(millis));
-        assert_eq!(moments(7), [at(0)]);
-        assert_ne!(moments(8), moments(7));
-        assert_eq!(Stream::new(0, "").number(), 0);
-        assert_eq!(cut(7, "s", "a", 500, Span::secs(5)), Duration::ZERO);
+        insta::assert_snapshot!(format!("{:?}\n{:?}", moments(7), moments(8)), @r#"
+        [At(1s), At(33.802s), At(59.83s), At(72.551s), At(124.287s), After(0)]
+        [At(1s), At(16.753s), At(61.616s), At(85.668s), At(115.754s), After(0)]
+        "#);
+        let cuts: Vec<_> =
+            [(7, 0), (7, 500), (8, 0)].map(|(s, round)| cut(s, "s", "a", round, Span::secs(5))).into();
+        insta::assert_snapshot!(format!("{cuts:?} {}", derive(7, "disk a")), @r#"
+        [4.033s, 88ms, 4.885s] 15540573448908625687
+        "#);
         assert_ne!(cut(7, "s", "a", 500, Span::secs(5)), cut(7, "s", "a", 501, Span::secs(5)));
         assert_ne!(cut(7, "s", "a", 0, Span::secs(5)), cut(7, "s", "b", 0, Span::secs(5)));
     }
