@@ -112,6 +112,13 @@ pub fn peak_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Lets [`peak_memory`] count from now on (`clear_refs` of proc_pid_clear_refs(5)); without /proc it goes on from the start.
+pub fn reset_peak_memory() {
+    if let Err(error) = fs_err::write("/proc/self/clear_refs", "5") {
+        tracing::debug!(%error, "peak memory");
+    }
+}
+
 /// The memory of this machine in bytes (`MemTotal` of proc_meminfo(5)); `None` without /proc.
 pub fn memory_total() -> Option<u64> {
     let info = fs_err::read_to_string("/proc/meminfo").ok()?;

@@ -101,6 +101,8 @@ const AT_THE_END: &str = "no unit has failed in the end";
 /// A machine cannot be made: no room, a wrong configuration, an image that is not what its manifest says.
 pub fn run(setup: &Setup<'_>) -> Result<Run> {
     let scenario = setup.scenario;
+    // What baking the images took is not what a run takes.
+    crate::sys::reset_peak_memory();
     let factor = setup.calibration.factor(peak(scenario).nodes);
     let context = Context::new(setup.events, scenario.seed, factor, scenario.limit);
     let mut told = begin(setup)?;
