@@ -96,7 +96,7 @@ fn adjusted(scenario: &Scenario, options: &Options) -> Scenario {
 
 fn examine(work: &Work<'_>, scenario: &Scenario, options: &Options, ground: &Ground) -> Result<Plan> {
     let now = crate::lock::time::now();
-    let checked = check::check(scenario, work.project, &options.out, &ground.host, now, ground.choice.accel)?;
+    let checked = check::check(scenario, work.project, &options.out, &ground.host, ground.choice.accel, now)?;
     checked.notes.iter().for_each(|note| work.ui.warn(note));
     Ok(Plan::new(scenario, scenario.seed, &ground.calibration))
 }
