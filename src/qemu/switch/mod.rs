@@ -24,8 +24,8 @@
 //! # Bounds
 //!
 //! A node that does not read fills its own queue of 1 MiB, then its frames are dropped and counted; nobody else waits. Memory per
-//! port is at most 10.5 MiB: 0.25 to receive, 2 for the queue (1 MiB of frames, and room to move them), 8 for delayed frames (4 in
-//! each direction), 0.25 for a capture. The table of addresses has 8192 entries. A capture file ends at 1 GiB.
+//! port is at most 12 MiB: 0.25 to receive, 2 for the queue (1 MiB of frames, and room to move them), 9 for delayed frames (4 in
+//! each direction, and their index), 0.5 for a capture. The table of addresses has 8192 entries. A capture file ends at 1 GiB.
 //!
 //! # Repeatability
 //!
@@ -203,8 +203,8 @@ impl Switch {
     }
 
     /// Writes all frames of `port` to a new pcapng file from now on, as tcpdump on the node would: what it sends before anything
-    /// happens to it, what it gets after everything has. Whatever ends this program, frames are in the file some microseconds
-    /// after they passed.
+    /// happens to it, what it gets after everything has. What was captured is in the file when the next call of this switch
+    /// returns, and without one some microseconds after it passed: a program that is killed leaves it behind.
     ///
     /// # Errors
     /// [`Kind::Store`] when the file cannot be made.
