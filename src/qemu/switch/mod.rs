@@ -12,8 +12,9 @@
 //!   └── tap        a port for this program itself
 //! ```
 //!
-//! QEMU connects to the socket of a port ([`super::config::Link::Stream`]). It may vanish and come back at any time, as a machine
-//! that is power-cycled; conditions, counters and captures belong to the port and stay. A second connection replaces the first.
+//! QEMU connects to the socket of a port ([`super::config::Link::Stream`]), once and when it starts: the port must be there before.
+//! It may vanish and come back at any time, as a machine that is power-cycled; conditions, counters and captures belong to the port
+//! and stay. A second connection replaces the first.
 //!
 //! # What it does as a switch
 //!
@@ -46,7 +47,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-pub use frame::{MAX_FRAME, Oversize};
+pub use frame::MAX_FRAME;
 pub use link::{Conditions, Direction};
 pub use tap::Tap;
 

@@ -181,7 +181,7 @@ mod tests {
         let mut found = Vec::new();
         while !bytes.is_empty() {
             let length = number(bytes, 4) as usize;
-            assert!(length % 4 == 0 && number(bytes, length - 4) as usize == length);
+            assert!(length.is_multiple_of(4) && number(bytes, length - 4) as usize == length);
             found.push((number(bytes, 0), bytes[8..length - 4].to_vec()));
             bytes = &bytes[length..];
         }

@@ -99,7 +99,6 @@ fn a_node_may_vanish_and_come_back_and_the_cable_stays_as_it_was() {
     rig.switch.set(rig.port, Direction::ToNode, Conditions::CUT).unwrap();
     for round in 1..=20 {
         let node = rig.connect();
-        // Half a frame must not be taken for the start of the next connection's first.
         (&node).write_all(&[0, 0, 0, 99, 1, 2, 3]).unwrap();
         drop(node);
         assert!(!rig.switch.is_connected(rig.port).unwrap());
@@ -118,7 +117,11 @@ fn a_second_connection_replaces_the_first() {
     let rig = Rig::new();
     let mut tap = rig.switch.tap("edge").unwrap();
     let first = rig.connect();
+    // Half a frame must not be taken for the start of the second one's first.
+    (&first).write_all(&[0, 0, 0, 99, 1, 2, 3]).unwrap();
     let second = rig.connect();
+    send(&second, &frame(ALL, A, "from the second"));
+    assert_eq!(tap.receive(SOON).unwrap().unwrap(), frame(ALL, A, "from the second"));
     assert_eq!((&first).read(&mut [0; 8]).unwrap(), 0, "the first was closed");
     tap.send(&frame(ALL, B, "to the second")).unwrap();
     assert_eq!(receive(&second), frame(ALL, B, "to the second"));
