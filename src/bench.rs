@@ -11,6 +11,10 @@
 //! Packages are hard links to the objects of the store, so no run waits for the network; their files stay in the kernel's page cache
 //! between runs. Wall time is taken around the process, processor time and peak memory by the process itself at its end. Numbers of
 //! different machines cannot be compared, ratios of one run of the benchmark can.
+//!
+//! [`switch`] measures the network between machines.
+
+pub mod switch;
 
 use std::ffi::OsString;
 use std::path::Path;

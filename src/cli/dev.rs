@@ -1,6 +1,7 @@
 //! `kiln dev`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Subcommand, ValueEnum};
@@ -59,8 +60,15 @@ enum Verb {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// Measure whole builds: cold, with nothing to do, and after one changed line
+    /// Measure whole builds, or the switch between machines
+    ///
+    /// `builds`: cold, with nothing to do, and after one changed line. `switch`: what the network between machines carries and how
+    /// long a frame takes, without machines; it needs no project.
     Bench {
+        /// What to measure
+        #[arg(value_enum, default_value = "builds")]
+        what: Bench,
+
         /// Profile to build
         #[arg(long, value_name = "NAME", default_value = "server")]
         profile: String,
@@ -69,7 +77,7 @@ enum Verb {
         #[arg(long, value_enum, default_value = "amd64")]
         arch: Arch,
 
-        /// Runs of each build; the median counts
+        /// Runs of each build, of which the median counts; seconds for each length of frames
         #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u16).range(1..=1000))]
         runs: u16,
 
@@ -77,6 +85,14 @@ enum Verb {
         #[arg(long, value_name = "N")]
         threads: Option<std::num::NonZeroUsize>,
     },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Bench {
+    /// Builds of a profile
+    Builds,
+    /// The network between machines
+    Switch,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -133,7 +149,17 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
             context.ui.status("Wrote", files.html.display().to_string());
             Ok(())
         }
-        Verb::Bench { profile, arch, runs, threads } => {
+        Verb::Bench { what: Bench::Switch, runs, .. } => {
+            let results = bench::switch::bench(Duration::from_secs(u64::from(*runs)) / 2)?;
+            if context.ui.json() {
+                return context.ui.result_json(&results);
+            }
+            for line in results.lines() {
+                context.ui.result(line);
+            }
+            Ok(())
+        }
+        Verb::Bench { what: Bench::Builds, profile, arch, runs, threads } => {
             let (project, locked) = context.locked()?;
             let store = context.store()?;
             let work = Work {

@@ -201,7 +201,7 @@ impl State {
 
     /// The loop. Ends when the handle is dropped.
     fn run(&mut self, jobs: &mpsc::Receiver<Job>, wake: &OwnedFd) {
-        let mut events = Vec::with_capacity(128);
+        let mut events = Vec::new();
         loop {
             let now = Instant::now();
             let next = self.fabric.advance(now);
@@ -212,32 +212,52 @@ impl State {
             let rests = self.endpoints.iter().filter_map(|endpoint| endpoint.rests_until).min();
             self.set_alarm([next, rests].into_iter().flatten().min(), now);
 
-            events.clear();
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                // The descriptors are ours and open: this cannot happen, and going on would spin.
-                Err(_) => return,
+            let Ok(called) = self.look(&mut events, None) else { return };
+            if !called {
+                continue;
             }
-            let mut called = false;
-            for event in &events {
-                match Token::of(event.data) {
-                    Token::Wake => called = true,
-                    Token::Timer => self.alarm_rang(),
-                    Token::Listener(port) => self.accept(port),
-                    Token::Stream(port) => self.receive(port),
-                }
+            // Each call has added one. What sockets had to say before these calls is known by now: so handle it first.
+            let mut calls = [0; 8];
+            if rustix::io::read(wake, &mut calls).is_err() {
+                continue;
             }
-            if called {
-                let _ = rustix::io::read(wake, &mut [0; 8]);
-                loop {
-                    match jobs.try_recv() {
-                        Ok(job) => job(self),
-                        Err(mpsc::TryRecvError::Empty) => break,
-                        Err(mpsc::TryRecvError::Disconnected) => return,
-                    }
+            if self.look(&mut events, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_err() {
+                return;
+            }
+            // Whoever asks may look into the files next.
+            self.fabric.flush_captures();
+            for _ in 0..u64::from_ne_bytes(calls) {
+                match jobs.try_recv() {
+                    Ok(job) => job(self),
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
         }
+    }
+
+    /// Waits for events and handles them; true when one of them is a call.
+    ///
+    /// # Errors
+    /// epoll_wait(2) fails for descriptors that are not ours or not open: that cannot be, and going on would spin.
+    fn look(&mut self, events: &mut Vec<epoll::Event>, limit: Option<&Timespec>) -> io::Result<bool> {
+        events.clear();
+        // Room for all there are, or some would be looked at later than they were there.
+        events.reserve(2 + 2 * self.endpoints.len());
+        match epoll::wait(&self.epoll, spare_capacity(events), limit) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let mut called = false;
+        for event in events {
+            match Token::of(event.data) {
+                Token::Wake => called = true,
+                Token::Timer => self.alarm_rang(),
+                Token::Listener(port) => self.accept(port),
+                Token::Stream(port) => self.receive(port),
+            }
+        }
+        Ok(called)
     }
 
     fn set_alarm(&mut self, at: Option<Instant>, now: Instant) {

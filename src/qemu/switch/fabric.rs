@@ -241,3 +241,7 @@ impl Fabric {
         self.ports.iter().flat_map(|port| [port.from_node.next(), port.to_node.next()]).flatten().min()
     }
 }
+
+#[cfg(test)]
+#[path = "fabric_tests.rs"]
+mod tests;

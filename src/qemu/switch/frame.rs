@@ -17,7 +17,7 @@ const TAGS: [[u8; 2]; 2] = [[0x81, 0x00], [0x88, 0xa8]];
 /// A length that no frame can have; what follows on the connection cannot be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a frame of {0} bytes was announced, the limit is {MAX_FRAME}")]
-pub struct Oversize(pub u32);
+pub(super) struct Oversize(u32);
 
 /// The first frame in `bytes`; `None` when more bytes are needed. It used up its length and [`PREFIX`].
 ///

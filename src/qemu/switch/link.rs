@@ -142,14 +142,18 @@ impl Link {
     /// Sets the conditions for frames from now on. Of the frames under way, a cut loses all, and a shorter delay brings those
     /// forward that would come later than a frame sent now.
     pub(super) fn set(&mut self, conditions: Conditions, now: Instant, drops: &mut Drops) {
+        if conditions.rate != self.conditions.rate {
+            self.busy_until = None;
+        }
         self.conditions = conditions;
-        self.busy_until = None;
         if conditions.cut {
             drops.cut += self.held.len() as u64;
             self.held.clear();
             self.held_bytes = 0;
+            self.busy_until = None;
         }
-        let latest = now + conditions.delay + conditions.jitter;
+        let leaves = self.busy_until.map_or(now, |until| until.max(now));
+        let latest = leaves + conditions.delay + conditions.jitter;
         for held in &mut self.held {
             held.due = held.due.min(latest);
         }
@@ -262,3 +266,7 @@ impl SplitMix64 {
         (self.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

@@ -12,8 +12,9 @@
 //!   └── tap        a port for this program itself
 //! ```
 //!
-//! QEMU connects to the socket of a port ([`super::config::Link::Stream`]). It may vanish and come back at any time, as a machine
-//! that is power-cycled; conditions, counters and captures belong to the port and stay. A second connection replaces the first.
+//! QEMU connects to the socket of a port ([`super::config::Link::Stream`]), once and when it starts: the port must be there before.
+//! It may vanish and come back at any time, as a machine that is power-cycled; conditions, counters and captures belong to the port
+//! and stay. A second connection replaces the first.
 //!
 //! # What it does as a switch
 //!
@@ -24,8 +25,8 @@
 //! # Bounds
 //!
 //! A node that does not read fills its own queue of 1 MiB, then its frames are dropped and counted; nobody else waits. Memory per
-//! port is at most 10.5 MiB: 0.25 to receive, 2 for the queue (1 MiB of frames, and room to move them), 8 for delayed frames (4 in
-//! each direction), 0.25 for a capture. The table of addresses has 8192 entries. A capture file ends at 1 GiB.
+//! port is at most 12 MiB: 0.25 to receive, 2 for the queue (1 MiB of frames, and room to move them), 9 for delayed frames (4 in
+//! each direction, and their index), 0.5 for a capture. The table of addresses has 8192 entries. A capture file ends at 1 GiB.
 //!
 //! # Repeatability
 //!
@@ -46,7 +47,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-pub use frame::{MAX_FRAME, Oversize};
+pub use frame::MAX_FRAME;
 pub use link::{Conditions, Direction};
 pub use tap::Tap;
 
@@ -203,8 +204,8 @@ impl Switch {
     }
 
     /// Writes all frames of `port` to a new pcapng file from now on, as tcpdump on the node would: what it sends before anything
-    /// happens to it, what it gets after everything has. Whatever ends this program, frames are in the file some microseconds
-    /// after they passed.
+    /// happens to it, what it gets after everything has. What was captured is in the file when the next call of this switch
+    /// returns, and without one some microseconds after it passed: a program that is killed leaves it behind.
     ///
     /// # Errors
     /// [`Kind::Store`] when the file cannot be made.

@@ -3,7 +3,7 @@
 //! Format: draft-ietf-opsawg-pcapng. One section, one interface that has the port's name, an Enhanced Packet Block for each
 //! frame with its direction as the *node* sees it: what tcpdump would have written on the node. Times have nanoseconds.
 
-use std::io::{self, Seek, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -127,7 +127,6 @@ impl Capture {
     }
 
     fn write(&mut self) -> io::Result<()> {
-        self.file.seek(io::SeekFrom::Start(self.written))?;
         self.file.write_all(&self.buffer)?;
         self.written += self.buffer.len() as u64;
         self.buffer.clear();
@@ -170,4 +169,77 @@ fn pad(body: &mut Vec<u8>, length: usize) {
 
 fn length32(frame: &[u8]) -> u32 {
     u32::try_from(frame.len()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The blocks of a file: type and body.
+    fn blocks(mut bytes: &[u8]) -> Vec<(u32, Vec<u8>)> {
+        let number = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        let mut found = Vec::new();
+        while !bytes.is_empty() {
+            let length = number(bytes, 4) as usize;
+            assert!(length.is_multiple_of(4) && number(bytes, length - 4) as usize == length);
+            found.push((number(bytes, 0), bytes[8..length - 4].to_vec()));
+            bytes = &bytes[length..];
+        }
+        found
+    }
+
+    fn create(path: &Path, limit: u64) -> Capture {
+        let epoch = (Duration::new(1_700_000_000, 5), Instant::now());
+        Capture::create(path, "agent-1", "agent-1 on network lan", epoch, limit).unwrap()
+    }
+
+    #[test]
+    fn a_frame_is_a_block_with_its_time_its_bytes_and_its_direction() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("port.pcapng");
+        let mut capture = create(&path, LIMIT);
+        let at = capture.epoch.1 + Duration::new(3, 7);
+        assert!(capture.add(Direction::FromNode, b"seventeen bytes!!", at));
+        capture.flush();
+        let blocks = blocks(&fs_err::read(&path).unwrap());
+        let kinds: Vec<u32> = blocks.iter().map(|(kind, _)| *kind).collect();
+        assert_eq!(kinds, [SECTION_HEADER, INTERFACE, PACKET]);
+        let body = &blocks[2].1;
+        let word = |at: usize| u64::from(u32::from_le_bytes(body[at..at + 4].try_into().unwrap()));
+        assert_eq!(word(4) << 32 | word(8), 1_700_000_003_000_000_012);
+        assert_eq!((word(12), word(16)), (17, 17));
+        assert_eq!(&body[20..40], b"seventeen bytes!!\0\0\0");
+        assert_eq!(body[40..], [2, 0, 4, 0, 2, 0, 0, 0, 0, 0, 0, 0], "outbound, end of options");
+    }
+
+    #[test]
+    fn a_full_capture_ends_after_a_whole_frame_and_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("port.pcapng");
+        let mut capture = create(&path, 4000);
+        let kept = (0..10).filter(|_| capture.add(Direction::ToNode, &[7; 1000], Instant::now())).count();
+        drop(capture);
+        let bytes = fs_err::read(&path).unwrap();
+        assert!(bytes.len() <= 4000);
+        assert_eq!((kept, blocks(&bytes).len()), (3, 2 + 3));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_made_is_an_error_and_a_full_disk_is_not_the_end() {
+        let epoch = (Duration::ZERO, Instant::now());
+        let nowhere = Path::new("/nonexistent/port.pcapng");
+        assert!(Capture::create(nowhere, "a", "a", epoch, LIMIT).is_err());
+        // Every write to /dev/full finds no space.
+        let full = Path::new("/dev/full");
+        assert_eq!(
+            Capture::create(full, "a", "a", epoch, LIMIT).unwrap_err().kind(),
+            io::ErrorKind::StorageFull
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let mut capture = create(&folder.path().join("port.pcapng"), LIMIT);
+        capture.file = fs_err::OpenOptions::new().write(true).open(full).unwrap();
+        assert!(capture.add(Direction::ToNode, &[7; 60], Instant::now()));
+        capture.flush();
+        assert!(!capture.add(Direction::ToNode, &[7; 60], Instant::now()));
+    }
 }

@@ -21,6 +21,7 @@ use crate::qemu::health::{AllowList, Expected, Watch};
 use crate::qemu::{door, ready};
 use crate::scenario::edge::{self, EdgeConfig};
 use crate::scenario::identity::{self, Identity};
+use crate::scenario::plan::peak;
 use crate::scenario::spec::{self, Action, DamagedPart, Scenario};
 
 /// How long an address from the edge's DHCP server holds.
@@ -83,7 +84,7 @@ pub(super) fn make<'a>(
             disks,
             nics,
             credentials,
-            cmdline_extra: None,
+            cmdline_extra: patience(setup),
             ports: Node::ports(),
             no_reboot: false,
             uuid: Some(node.uuid),
@@ -100,6 +101,16 @@ pub(super) fn make<'a>(
         nodes.insert(node.name.clone(), made);
     }
     Ok(nodes)
+}
+
+/// Units have 90 s to start, and devices to appear, on a machine of ordinary speed (systemd-system.conf(5)). An emulated one
+/// gets as much longer as everything else (kernel-command-line(7)); under KVM nothing is said.
+fn patience(setup: &super::Setup<'_>) -> Option<String> {
+    let factor = setup.calibration.factor(peak(setup.scenario).nodes);
+    let seconds = (90.0 * factor.min(20.0)).round();
+    (factor > 1.0).then(|| {
+        format!("systemd.default_timeout_start_sec={seconds} systemd.default_device_timeout_sec={seconds}")
+    })
 }
 
 fn v4(address: IpAddr) -> Option<Ipv4Addr> {
