@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod node;
+mod power;
 
 use std::time::Duration;
 
