@@ -12,6 +12,7 @@
 mod common;
 mod door;
 mod node;
+mod power;
 mod scenarios;
 
 use std::time::Duration;

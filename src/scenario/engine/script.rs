@@ -147,9 +147,10 @@ pub(super) fn compare(outputs: &BTreeMap<String, String>, equal: bool) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::qemu::door::Ending;
 
     fn output(status: i32, stdout: &str, stderr: &str) -> Output {
-        Output { status, stdout: stdout.into(), stderr: stderr.into(), elapsed: Duration::ZERO, ..Output::default() }
+        Output { status, stdout: stdout.into(), stderr: stderr.into(), elapsed: Duration::ZERO, ending: Ending::Done }
     }
 
     fn why(output: &Output, expect: &Expect, wanted: Option<&str>) -> Option<String> {
