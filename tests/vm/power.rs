@@ -35,6 +35,7 @@ fn start(folder: &Path, arch: Arch, disks: Vec<Disk>) -> Machine {
         no_reboot: false,
         uuid: None,
         screen: true,
+        shell: false,
     };
     Machine::start(&tools, &config, Some(folder)).unwrap()
 }
