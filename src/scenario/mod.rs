@@ -5,6 +5,8 @@
 //!      ├── check                does it fit the project, its images, this machine?
 //!      ├── calibrate            how much slower are guests here?                  [calibrate::Calibration]
 //!      ├── plan                 what will be done, what it takes, how long        [plan::Plan]
+//!      ├── checks               the built-in ones: what nodes are asked, what follows
+//!      ├── damage               which byte of an image is flipped
 //!      ├── seeded               everything random, from the seed
 //!      ├── identity             who a node is, as credentials
 //!      └── edge                 what the machine beside the cluster serves, as credentials
@@ -12,6 +14,8 @@
 
 pub mod calibrate;
 pub mod check;
+pub mod checks;
+pub mod damage;
 pub mod edge;
 pub mod identity;
 pub mod plan;
