@@ -29,8 +29,13 @@ const FILES: &[(&str, &[u8])] = files![
     "images/tools.toml",
     "profiles/agent.toml",
     "profiles/server.toml",
+    "qemu/faults.toml",
+    "qemu/hardware.toml",
     "qemu/machines/edge.toml",
     "qemu/machines/server-metal.toml",
+    "qemu/nfs.toml",
+    "qemu/smoke.toml",
+    "qemu/three-node.toml",
 ];
 
 /// What git should pass over in a new project.

@@ -5,6 +5,8 @@
 //!                ── check       what can be wrong before anything starts
 //!                ── plan        what it needs, and how long it takes here  [calibrate::Calibration]
 //!                └─ engine      machines, disks and switches, moved by the steps
+//!                    │  edge, identity   what machines are told by firmware
+//!                    │  checks, damage, seeded   what is asked, broken and random
 //!                    └─ result  what came of it, as plain data             [result::Run]
 //!                        └─ report   terminal, JSON, JUnit, HTML
 //! ```
@@ -13,6 +15,8 @@
 
 pub mod calibrate;
 pub mod check;
+pub mod checks;
+pub mod damage;
 pub mod edge;
 pub mod engine;
 pub mod identity;

@@ -1,6 +1,5 @@
 //! From scenarios to verdicts: bakes the images, checks and plans, runs, and leaves the reports.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -145,9 +144,7 @@ fn bake(work: &Work<'_>, scenario: &Scenario, options: &Options, images: &mut Im
             let fix = format!("run `kiln build --profile {}`, or leave out --no-build", profile.name);
             return Err(Failure::new(Kind::Input, what).hint(fix).into());
         };
-        let sysctl: BTreeMap<String, String> =
-            profile.layer.sysctl.iter().map(|(name, value)| (name.clone(), value.to_string())).collect();
-        images.insert(key, Image { path: target.raw(), manifest, sysctl });
+        images.insert(key, Image { path: target.raw(), manifest, profile: profile.clone() });
     }
     Ok(())
 }

@@ -207,3 +207,29 @@ fn a_disk_that_is_just_large_enough_has_room_for_everything() {
     // ESP 96 MiB, two slots of 2 GiB with 17 MiB of hashes each, /var 1 GiB, and the ends.
     assert_eq!(least_disk(profile), Some((96 + 2 * (2048 + 17) + 1024 + 2) << 20));
 }
+
+#[test]
+fn every_shipped_scenario_fits_this_project() {
+    let project = project();
+    let list = Scenario::list(&project.dir);
+    let names: Vec<&str> = list.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["faults", "hardware", "nfs", "smoke", "three-node"]);
+    for (name, scenario) in &list {
+        let scenario = scenario.as_ref().unwrap_or_else(|e| panic!("{name}: {e}"));
+        let checked = check(scenario, &project, Path::new("/nowhere"), &large(), Accel::Tcg, NOW);
+        checked.unwrap_or_else(|e| panic!("{name}: {e}"));
+        for step in &scenario.steps {
+            assert!(!step.implied, "{name}: nobody waits for {}", step.on);
+            let scripts = match &step.action {
+                Action::Run(run) => vec![&run.script],
+                Action::PowerCuts(cuts) => vec![&cuts.write, &cuts.verify],
+                _ => continue,
+            };
+            for script in scripts {
+                let shell = crate::exec::Tool::host("/bin/sh");
+                let read = shell.command().args(["-n", "-c", script.source()]).run();
+                read.unwrap_or_else(|e| panic!("{name}: {}: {e}", step.name));
+            }
+        }
+    }
+}

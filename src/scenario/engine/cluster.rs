@@ -10,9 +10,7 @@ use super::net::Net;
 use super::node::Node;
 use crate::manifest::Manifest;
 use crate::scenario::spec::{self, Scenario};
-
-/// The domain of all nodes' names.
-pub(super) const DOMAIN: &str = "cluster.test";
+use crate::spec::Profile;
 
 /// An image that nodes boot.
 #[derive(Debug, Clone)]
@@ -21,8 +19,8 @@ pub struct Image {
     pub path: PathBuf,
     /// What is known of it.
     pub manifest: Manifest,
-    /// The sysctls of its profile, as text.
-    pub sysctl: BTreeMap<String, String>,
+    /// What it was baked from.
+    pub profile: Profile,
 }
 
 /// Images by profile and flavour.

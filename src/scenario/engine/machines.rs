@@ -2,13 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::cluster::{DOMAIN, Image};
-use super::context::Trouble;
 use super::net::Net;
 use super::node::Node;
 use super::watch::Told;
@@ -19,10 +16,12 @@ use crate::qemu::disk::{Export, Options};
 use crate::qemu::firmware::Firmware;
 use crate::qemu::health::{AllowList, Expected, Watch};
 use crate::qemu::{door, ready};
+use crate::scenario::damage;
 use crate::scenario::edge::{self, EdgeConfig};
 use crate::scenario::identity::{self, Identity};
 use crate::scenario::plan::peak;
-use crate::scenario::spec::{self, Action, DamagedPart, Scenario};
+use crate::scenario::spec::model::DOMAIN;
+use crate::scenario::spec::{self, Action, Scenario};
 
 /// How long an address from the edge's DHCP server holds.
 const LEASE: Duration = Duration::from_secs(3600);
@@ -52,8 +51,8 @@ pub(super) fn make<'a>(
             exports.push(export);
         }
         if let (Some(part), Some(disk)) = (node.damage, exports.first()) {
-            let (offset, xor) = damage(image, part).map_err(|trouble| anyhow::anyhow!(trouble.why))?;
-            disk.flip(offset, xor);
+            let flip = damage::flip(&image.path, &image.manifest, part)?;
+            disk.flip(flip.offset, flip.xor);
         }
         let nics = (node.cables().zip(&node.nics))
             .map(|(cable, nic)| Nic {
@@ -189,72 +188,5 @@ fn served(scenario: &Scenario, node: &spec::Node, serves: &spec::Serves) -> Edge
         nfs: serves.nfs.clone(),
         router: serves.router,
         bgp: serves.bgp.map(|bgp| edge::Bgp { asn: bgp.asn, peers: peers(bgp.peer_asn) }),
-    }
-}
-
-/// Which byte to damage, and how.
-fn damage(image: &Image, part: DamagedPart) -> Result<(u64, u8), Trouble> {
-    let partition = |beginning: &str| {
-        let mut all = image.manifest.disk.partitions.iter();
-        all.find(|partition| partition.name.starts_with(beginning))
-            .ok_or_else(|| Trouble::new(format!("{} has no partition {beginning}", image.path.display())))
-    };
-    match part {
-        // Inside the superblock of erofs, at byte 1024, which is read first of all.
-        DamagedPart::Root => Ok((partition("root-")?.offset + 1024 + 100, 1)),
-        // The top of the tree, behind the superblock: every read goes through it.
-        DamagedPart::Verity => Ok((partition("verity-")?.offset + 4096 + 5, 1)),
-        // The last digit of the root hash on the kernel's command line: the partitions are found by the first ones, so
-        // that the root is opened, and then refused.
-        DamagedPart::Uki => {
-            let esp = partition("esp")?;
-            let word = format!("roothash={}", image.manifest.root_hash);
-            let found = find(&image.path, esp.offset, esp.size, word.as_bytes());
-            let at = found.map_err(|error| Trouble::new(error.to_string()))?;
-            let at = at.ok_or_else(|| Trouble::new(format!("{} has no root hash in its UKI", image.path.display())))?;
-            // Each digit becomes another one, by as few bits as can be.
-            let xor = match word.bytes().last() {
-                Some(b'a') => 3,
-                Some(b'f') => 2,
-                _ => 1,
-            };
-            Ok((at + word.len() as u64 - 1, xor))
-        }
-    }
-}
-
-/// Where `word` stands in the `size` bytes of the file from `offset`.
-fn find(path: &Path, offset: u64, size: u64, word: &[u8]) -> std::io::Result<Option<u64>> {
-    const CHUNK: u64 = 1 << 20;
-    let file = fs_err::File::open(path)?;
-    let mut buffer = Vec::new();
-    let mut at = offset;
-    while at < offset + size {
-        // Each piece reaches into the next one, so that no place falls between two.
-        let length = (CHUNK + word.len() as u64).min(offset + size - at);
-        buffer.resize(usize::try_from(length).unwrap_or_default(), 0);
-        file.file().read_exact_at(&mut buffer, at)?;
-        let empty = buffer.iter().all(|&byte| byte == 0);
-        if !empty && let Some(found) = buffer.windows(word.len()).position(|window| window == word) {
-            return Ok(Some(at + found as u64));
-        }
-        at += CHUNK;
-    }
-    Ok(None)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_word_is_found_across_pieces_and_only_in_its_range() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let mut bytes = vec![0; 3 << 20];
-        let at = (1 << 20) - 2;
-        bytes[at..at + 4].copy_from_slice(b"word");
-        fs_err::write(file.path(), bytes).unwrap();
-        assert_eq!(find(file.path(), 0, 3 << 20, b"word").unwrap(), Some(at as u64));
-        assert_eq!(find(file.path(), at as u64 + 1, 2 << 20, b"word").unwrap(), None);
     }
 }

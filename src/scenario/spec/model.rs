@@ -86,6 +86,18 @@ impl Scenario {
         let serving = self.nodes().filter(|node| node.serves.as_ref().is_some_and(&fits));
         serving.filter_map(|node| Some((node, node.address_on(network)?))).next()
     }
+
+    /// The addresses on `node`'s networks of the other nodes whose `serves` fits.
+    pub fn servers_of<'a>(
+        &'a self,
+        node: &'a Node,
+        fits: impl Fn(&Serves) -> bool + 'a,
+    ) -> impl Iterator<Item = IpAddr> + 'a {
+        let others = self
+            .nodes()
+            .filter(move |other| other.name != node.name && other.serves.as_ref().is_some_and(&fits));
+        others.flat_map(|other| node.nics.iter().filter_map(|nic| other.address_on(&nic.network)))
+    }
 }
 
 /// An Ethernet segment: a switch of its own.
@@ -132,6 +144,9 @@ pub struct Node {
 
 /// The profile of the machine at the cluster's edge, the only one that serves others.
 pub const EDGE: &str = "edge";
+
+/// The domain of all nodes; `.test` is reserved (RFC 6761).
+pub const DOMAIN: &str = "cluster.test";
 
 impl Node {
     /// Its fixed address on `network`.
@@ -222,11 +237,11 @@ impl fmt::Display for Address {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DamagedPart {
-    /// A data block of the root file system.
+    /// The superblock of the root file system.
     Root,
-    /// The hash tree.
+    /// The top of the hash tree.
     Verity,
-    /// The unified kernel image on the ESP.
+    /// The root hash in the unified kernel image on the ESP: its last digit, so that the partitions are found.
     Uki,
 }
 
@@ -533,8 +548,8 @@ pub enum Check {
     Units,
     /// The clock is synchronised (timedatectl), with the edge where that serves NTP, and within 2 s of this machine's.
     Clock,
-    /// Each node pings each other node that is up on each network that both are on, by address; where the edge serves DNS, also
-    /// by name.
+    /// Each node pings each other node that is up, at each fixed address on a network that both are on or that a router leads to;
+    /// where the edge serves DNS, the names of these nodes have these addresses.
     Reach,
     /// `/` is erofs on a dm-verity device that is verified, mounted read-only; nothing can be written to /, /usr and /etc.
     ReadonlyRoot,
