@@ -13,7 +13,8 @@ block=$(cat "/sys/class/block/$disk/queue/logical_block_size")
 echo "size $bytes"
 for number in /sys/class/block/$disk/*/partition; do
   one=${number%/partition}
-  echo "part $(($(cat "$one/start") * 512)) $(($(cat "$one/size") * 512)) $(sed -n 's/^PARTNAME=//p' "$one/uevent")"
+  # The kernel does not learn the names of partitions that systemd-repart adds; udev does.
+  echo "part $(($(cat "$one/start") * 512)) $(($(cat "$one/size") * 512)) $(lsblk -ndo PARTLABEL "/dev/${one##*/}")"
 done
 echo "backup $(dd "if=/dev/$disk" "bs=$block" "skip=$((bytes / block - 1))" count=1 2>/dev/null | head -c 8)"
 for word in $(cat /proc/cmdline); do

@@ -68,7 +68,7 @@ power_cut = true
 [[step]]
 name = "everybody"
 on = "every"
-check = "reach"
+check = "units"
 [[step]]
 name = "off"
 on = ["agent-1"]
@@ -159,7 +159,7 @@ stdout = "{id}"
 "#,
     );
     let Some(Action::Run(run)) = scenario.steps.last().map(|s| &s.action) else { panic!("no run") };
-    let mut saved = words::Saved::default();
+    let mut saved = text::Saved::default();
     assert_eq!(run.script.fill("agent-1", &saved), Err("id".to_owned()));
     saved.set("id", "server", " abc\n");
     assert_eq!(run.script.fill("agent-1", &saved).unwrap(), "echo abc ${id} {other} {print} agent-1 {");

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::steps::not_empty;
+use super::actions::not_empty;
 use super::{ALL, EVERY, Place, conditions, default_on};
 use crate::scenario::problems::{Part, Problems, spot};
 use crate::scenario::spec::file::{FaultFile, FaultWord, File, On};
 use crate::scenario::spec::model::{Allow, Expect, Fault, FaultKind, Invariant, Link, Nodes, Step, When};
-use crate::scenario::spec::words::{Name, Span, Text};
+use crate::scenario::spec::text::Text;
+use crate::scenario::spec::words::{Name, Span};
 
 /// A node must have time to come back.
 const LEAST_EVERY: Span = Span::secs(1);

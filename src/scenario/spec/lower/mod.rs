@@ -1,5 +1,6 @@
 //! From the shape of a file to a scenario: every name is resolved, and everything that does not fit is told at once.
 
+mod actions;
 mod beside;
 mod nodes;
 mod steps;
