@@ -34,6 +34,9 @@ pub struct Ui {
     json: bool,
     live: bool,
     bars: MultiProgress,
+    /// Where lines go in tests instead of stderr.
+    #[cfg(test)]
+    kept: Option<std::sync::Arc<std::sync::Mutex<String>>>,
 }
 
 impl Ui {
@@ -41,7 +44,22 @@ impl Ui {
     pub fn new(verbosity: Verbosity, json: bool) -> Self {
         let live = std::io::stderr().is_terminal() && verbosity != Verbosity::Quiet;
         let target = if live { ProgressDrawTarget::stderr_with_hz(12) } else { ProgressDrawTarget::hidden() };
-        Ui { verbosity, json, live, bars: MultiProgress::with_draw_target(target) }
+        Ui {
+            verbosity,
+            json,
+            live,
+            bars: MultiProgress::with_draw_target(target),
+            #[cfg(test)]
+            kept: None,
+        }
+    }
+
+    /// One that keeps its lines, as they look where nothing understands colours, and draws no live lines.
+    #[cfg(test)]
+    pub(crate) fn kept(verbosity: Verbosity, live: bool) -> (Self, std::sync::Arc<std::sync::Mutex<String>>) {
+        let lines = std::sync::Arc::default();
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        (Ui { verbosity, json: false, live, bars, kept: Some(std::sync::Arc::clone(&lines)) }, lines)
     }
 
     /// Whether results are asked for as JSON.
@@ -106,6 +124,12 @@ impl Ui {
 
     /// Writing to a closed stderr or stdout is nobody's error: who closed it does not want to know.
     fn to_stderr(&self, line: &str) {
+        #[cfg(test)]
+        if let Some(kept) = &self.kept {
+            let line = anstream::adapter::strip_str(line).to_string();
+            kept.lock().unwrap().push_str(&format!("{line}\n"));
+            return;
+        }
         self.bars.suspend(|| {
             let mut stderr = anstream::stderr().lock();
             writeln!(stderr, "{line}").ok();
@@ -277,5 +301,39 @@ pub fn human_time(time: Duration) -> String {
         format!("{seconds:.1} s")
     } else {
         format!("{} m {:02} s", time.as_secs() / 60, time.as_secs() % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_has_no_control_sequences_and_loses_no_line() {
+        for (text, want) in [
+            ("plain\ttext\n", "plain\ttext\n"),
+            ("\u{1b}[1;31mred\u{1b}[0m", "red"),
+            ("a\r\nb\r\r\nc\r", "a\nb\nc"),
+            ("10%\r20%\r\n", "10%\n20%\n"),
+            // The title that never ends takes its own line with it and no other.
+            ("\u{1b}]0;title\nnext", "\nnext"),
+            ("nul\0 bell\u{7} back\u{8}", "nul bell back"),
+            // CSI as one character, text direction, a character that XML has not.
+            ("\u{9b}31m \u{202e}x \u{ffff}", "\u{fffd}31m \u{fffd}x \u{fffd}"),
+            ("grün 雪 🦀", "grün 雪 🦀"),
+        ] {
+            assert_eq!(plain(text), want, "{text:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn plain_text_is_fit_for_xml_and_stays_as_it_is(text in ".{0,40}", bytes: Vec<u8>) {
+            for text in [text, String::from_utf8_lossy(&bytes).into_owned()] {
+                let once = plain(&text);
+                assert!(once.chars().all(|c| c == '\n' || is_plain(c)), "{once:?}");
+                assert_eq!(plain(&once), once);
+            }
+        }
     }
 }

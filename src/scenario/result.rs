@@ -7,7 +7,12 @@
 //! The JSON of [`Run`] is a promise to other programs: a field is only added; taking one away or giving it another meaning
 //! raises [`SCHEMA`].
 
+pub mod text;
+mod verdict;
+
 use serde::{Deserialize, Serialize};
+
+pub use verdict::{Outcome, Verdict};
 
 /// The version of the shape of [`Run`] as JSON.
 pub const SCHEMA: u32 = 1;
@@ -244,10 +249,23 @@ pub struct Timeline {
     pub initrd_ms: u64,
     /// The root's first process to the end of the initial jobs.
     pub userspace_ms: u64,
-    /// Every unit that took time.
+    /// The units that took longest, slowest first, as [`Timeline::slowest`] chooses them.
     pub units: Vec<Unit>,
     /// The chain of units that the end of boot waited for, last one first (`systemd-analyze critical-chain`).
     pub critical_chain: Vec<Unit>,
+}
+
+impl Timeline {
+    /// So many units are kept of one boot: runs have thousands of boots, and a node hundreds of units.
+    pub const UNITS: usize = 40;
+
+    /// The slowest of `units`, slowest first, at most [`Timeline::UNITS`]; those that took no time are left out.
+    pub fn slowest(mut units: Vec<Unit>) -> Vec<Unit> {
+        units.retain(|unit| unit.took_ms() > 0);
+        units.sort_by(|a, b| b.took_ms().cmp(&a.took_ms()).then_with(|| a.name.cmp(&b.name)));
+        units.truncate(Self::UNITS);
+        units
+    }
 }
 
 /// A systemd unit on its way up; times since this boot began.
@@ -515,90 +533,6 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
-/// What came of a check. There is no fourth, and no skip without a reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "is", rename_all = "snake_case")]
-pub enum Outcome {
-    /// It was done and it was right.
-    Passed,
-    /// It was not right.
-    Failed {
-        /// What was wrong: one sentence, or lines with the sentence first.
-        why: String,
-    },
-    /// It was not done.
-    Skipped {
-        /// Why not.
-        why: String,
-    },
-}
-
-impl Default for Outcome {
-    /// What nobody has looked at is skipped, never passed.
-    fn default() -> Self {
-        Outcome::skipped("not reached")
-    }
-}
-
-impl Outcome {
-    /// [`Outcome::Failed`].
-    pub fn failed(why: impl Into<String>) -> Self {
-        Outcome::Failed { why: why.into() }
-    }
-
-    /// [`Outcome::Skipped`].
-    pub fn skipped(why: impl Into<String>) -> Self {
-        Outcome::Skipped { why: why.into() }
-    }
-
-    /// Whether it passed.
-    pub fn is_passed(&self) -> bool {
-        matches!(self, Outcome::Passed)
-    }
-
-    /// Whether it failed.
-    pub fn is_failed(&self) -> bool {
-        matches!(self, Outcome::Failed { .. })
-    }
-
-    /// Whether it was skipped.
-    pub fn is_skipped(&self) -> bool {
-        matches!(self, Outcome::Skipped { .. })
-    }
-
-    /// Why it failed or was skipped; empty if it passed.
-    pub fn why(&self) -> &str {
-        match self {
-            Outcome::Passed => "",
-            Outcome::Failed { why } | Outcome::Skipped { why } => why,
-        }
-    }
-
-    /// `passed`, `failed` or `skipped`.
-    pub fn word(&self) -> &'static str {
-        match self {
-            Outcome::Passed => "passed",
-            Outcome::Failed { .. } => "failed",
-            Outcome::Skipped { .. } => "skipped",
-        }
-    }
-}
-
-/// What came of a whole run; see [`Run::judge`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Verdict {
-    /// The verdict.
-    pub outcome: Outcome,
-    /// Checks that passed: steps, invariants and images.
-    pub passed: u32,
-    /// Checks that failed; findings that are not allowed and incidents are among them.
-    pub failed: u32,
-    /// Checks that were skipped.
-    pub skipped: u32,
-    /// What failed, one line each, in the order a person should read them.
-    pub failures: Vec<String>,
-}
-
 impl Run {
     /// A run that has not begun. The caller fills in the rest.
     pub fn new(scenario: Scenario, seed: u64, started: String) -> Self {
@@ -623,74 +557,19 @@ impl Run {
             verdict: Verdict::default(),
         }
     }
-
-    /// Counts what came of everything and sets the verdict: failed if anything failed; skipped if no step was executed; else
-    /// passed, with the skips counted. A scenario without a single step is failed: it proves nothing.
-    pub fn judge(&mut self) -> &Verdict {
-        let mut verdict = Verdict::default();
-        let mut count = |outcome: &Outcome, what: &dyn Fn(&str) -> String| match outcome {
-            Outcome::Passed => verdict.passed += 1,
-            Outcome::Skipped { .. } => verdict.skipped += 1,
-            Outcome::Failed { why } => {
-                verdict.failed += 1;
-                verdict.failures.push(what(text::first_line(why)));
-            }
-        };
-        for step in &self.steps {
-            count(&step.outcome, &|why| format!("step {} `{}`: {why}", step.number, step.name));
-        }
-        for incident in &self.incidents {
-            let whose = incident.node.as_deref().map(|node| format!("{node}: ")).unwrap_or_default();
-            count(&Outcome::failed(&incident.what), &|why| format!("{whose}{why}"));
-        }
-        for invariant in &self.invariants {
-            count(&invariant.outcome, &|why| format!("invariant `{}`: {why}", invariant.name));
-        }
-        for finding in self.findings.iter().filter(|finding| finding.counts()) {
-            count(&Outcome::failed(&finding.line), &|line| {
-                format!("console of {}: {}: {line}", finding.node, finding.rule)
-            });
-        }
-        for image in &self.images {
-            count(&image.outcome(), &|why| why.to_owned());
-        }
-        verdict.outcome = if let Some(first) = verdict.failures.first() {
-            Outcome::failed(match verdict.failed {
-                1 => first.clone(),
-                more => format!("{first}, and {} more", more - 1),
-            })
-        } else if self.steps.is_empty() {
-            Outcome::failed("the scenario has no step, so it proves nothing")
-        } else if self.steps.iter().all(|step| step.outcome.is_skipped()) {
-            let first = self.steps.first().map_or("", |step| step.outcome.why());
-            Outcome::skipped(format!("no step was executed: {}", text::first_line(first)))
-        } else {
-            Outcome::Passed
-        };
-        self.verdict = verdict;
-        &self.verdict
-    }
 }
 
-/// Text that guests wrote, made fit to be kept.
-pub mod text {
-    /// At most so many bytes of an output are kept in a [`super::Run`].
-    pub const EXCERPT: usize = 8 << 10;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// An output as text: bytes that are no UTF-8 become U+FFFD, and of a long one only the first quarter and the last three
-    /// quarters of [`EXCERPT`] bytes are kept, with a line between them that says so.
-    pub fn excerpt(bytes: &[u8]) -> String {
-        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        if bytes.len() <= EXCERPT {
-            return lossy(bytes);
-        }
-        let (head, rest) = bytes.split_at(EXCERPT / 4);
-        let (left_out, tail) = rest.split_at(bytes.len() - EXCERPT);
-        format!("{}\n[… {} bytes left out …]\n{}", lossy(head), left_out.len(), lossy(tail))
-    }
-
-    /// The first line of a text, trimmed.
-    pub fn first_line(text: &str) -> &str {
-        text.trim().lines().next().unwrap_or("").trim_end()
+    #[test]
+    fn of_many_units_the_slowest_are_kept() {
+        let unit = |n: u64| Unit { name: format!("{n}.service"), start_ms: 5, end_ms: 5 + n % 100 };
+        let kept = Timeline::slowest((0..500).map(unit).collect());
+        assert_eq!(kept.len(), Timeline::UNITS);
+        assert_eq!((kept[0].name.as_str(), kept[0].took_ms()), ("199.service", 99));
+        assert!(kept.is_sorted_by_key(|unit| std::cmp::Reverse(unit.took_ms())));
+        assert!(Timeline::slowest(vec![unit(0), unit(100)]).is_empty());
     }
 }

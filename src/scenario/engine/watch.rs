@@ -211,7 +211,7 @@ impl Told {
     /// The units of the present boot, told at the end.
     pub(super) fn units(&mut self, told: &crate::qemu::timeline::Timeline) {
         if let Some(timeline) = self.boots.last_mut().and_then(|boot| boot.timeline.as_mut()) {
-            timeline.units = told.units.iter().filter_map(unit).collect();
+            timeline.units = Timeline::slowest(told.units.iter().filter_map(unit).collect());
             timeline.critical_chain = told.chain.iter().filter_map(unit).collect();
         }
     }

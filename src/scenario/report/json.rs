@@ -5,7 +5,7 @@ use crate::scenario::result::Run;
 /// The text of `report.json`.
 ///
 /// # Errors
-/// None for runs that kiln made: only a calibration factor that is no number cannot be written as JSON.
+/// None that a writer into memory could meet.
 pub fn render(run: &Run) -> serde_json::Result<String> {
     let mut text = serde_json::to_string_pretty(run)?;
     text.push('\n');

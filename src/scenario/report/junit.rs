@@ -28,6 +28,9 @@ const TAIL: usize = 100;
 /// So many bytes of the text of one failure.
 const DETAIL: usize = 64 << 10;
 
+/// So many failures, one line each.
+const FAILURES: usize = 1000;
+
 /// One `testcase`.
 struct Case {
     /// The last part of `classname`.
@@ -69,7 +72,8 @@ pub(super) fn render(run: &Run) -> io::Result<String> {
                     write_case(scenario, case, writer)?;
                 }
                 writer.create_element("system-out").write_text_content(BytesText::new(&consoles(run)))?;
-                let failures = run.verdict.failures.join("\n");
+                let failures =
+                    run.verdict.failures.iter().take(FAILURES).cloned().collect::<Vec<_>>().join("\n");
                 writer.create_element("system-err").write_text_content(BytesText::new(&failures))?;
                 Ok(())
             })?;

@@ -91,7 +91,7 @@ pub fn write(run: &Run, folder: &Path) -> anyhow::Result<Files> {
         html: folder.join("index.html"),
     };
     fs::write(&files.json, json::render(run)?)?;
-    let run = clean::clean(run)?;
+    let run = clean::clean(run);
     fs::write(&files.junit, junit::render(&run)?)?;
     fs::write(&files.html, html::render(&run))?;
     Ok(files)

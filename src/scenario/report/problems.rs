@@ -1,4 +1,4 @@
-//! What went wrong in a run, whatever it was, in the order a person should read it.
+//! What went wrong in a run, whatever it was, by time.
 
 use crate::scenario::result::{ConsoleExcerpt, ConsoleLine, Evidence, Outcome, Run, Stuck};
 
@@ -27,7 +27,7 @@ pub(super) struct Problem<'a> {
     pub(super) files: &'a [String],
 }
 
-/// The problems of a run: failed steps, incidents, broken invariants, findings, changed images, nodes that hung.
+/// The problems of a run by time: failed steps, incidents, broken invariants, findings; then changed images and nodes that hung.
 pub(super) fn problems(run: &Run) -> Vec<Problem<'_>> {
     let mut all = Vec::new();
     for step in run.steps.iter().filter(|step| step.outcome.is_failed()) {
@@ -87,9 +87,23 @@ pub(super) fn problems(run: &Run) -> Vec<Problem<'_>> {
             });
         }
     }
+    // The first thing that went wrong is mostly the reason of the others.
+    all.sort_by_key(|problem| problem.at_ms.unwrap_or(u64::MAX));
     for node in &run.nodes {
-        if let Some(stuck) = &node.stuck {
-            all.push(Problem {
+        let Some(stuck) = &node.stuck else { continue };
+        // It belongs to what says that the node was given up.
+        let known = all
+            .iter_mut()
+            .rev()
+            .find(|problem| problem.at_ms.is_some() && problem.nodes.contains(&&*node.name));
+        match known {
+            Some(problem) => {
+                problem.stuck = Some(stuck);
+                if problem.console.is_empty() {
+                    problem.console = vec![(&node.name, &node.console_tail)];
+                }
+            }
+            None => all.push(Problem {
                 subject: node.name.clone(),
                 name: "what it was doing",
                 nodes: vec![&node.name],
@@ -97,7 +111,7 @@ pub(super) fn problems(run: &Run) -> Vec<Problem<'_>> {
                 console: vec![(&node.name, &node.console_tail)],
                 stuck: Some(stuck),
                 ..Problem::default()
-            });
+            }),
         }
     }
     all

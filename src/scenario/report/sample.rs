@@ -58,7 +58,7 @@ fn timeline(stretch: u64) -> Timeline {
         kernel_ms: 6120 * stretch / 100,
         initrd_ms: 8010 * stretch / 100,
         userspace_ms: 13_340 * stretch / 100,
-        units: UNITS.iter().map(unit).collect(),
+        units: Timeline::slowest(UNITS.iter().map(unit).collect()),
         critical_chain: [25, 23, 18, 17, 13, 11, 10, 9, 8]
             .iter()
             .filter_map(|&n| UNITS.get(n))
@@ -502,8 +502,9 @@ pub(super) fn large() -> Run {
                     .map(|(at, state)| StateChange { at_ms: n * 40_000 + at, state })
             })
             .collect();
+        let lines = if number == 0 { 10_000 } else { 100 };
         node.console_tail =
-            (0..10_000).map(|n| ConsoleLine { at_ms: n, text: format!("{n} {}", &noise[..1000]) }).collect();
+            (0..lines).map(|n| ConsoleLine { at_ms: n, text: format!("{n} {}", &noise[..1000]) }).collect();
         run.nodes.push(node);
     }
     run.duration_ms = 16_000_000;

@@ -17,8 +17,8 @@ impl Page<'_> {
         html! {
             section #boots {
                 h2 { "Boots" }
-                @for node in &self.run.nodes {
-                    @if !node.boots.is_empty() { (self.boots_of(node, longest)) }
+                div.rows.boots {
+                    @for node in &self.run.nodes { (self.boots_of(node, longest)) }
                 }
             }
         }
@@ -27,19 +27,20 @@ impl Page<'_> {
     fn boots_of(&self, node: &Node, longest: u64) -> Markup {
         let shown = chosen(&node.boots);
         html! {
-            h3 { (node.name) span.note { " " (node.profile) } }
-            div.boots {
-                @for boot in &shown { (self.boot(boot, longest)) }
-                @if shown.len() < node.boots.len() {
-                    p.note { (node.boots.len() - shown.len()) " more boots are in report.json; the first, the last, the slowest and all that did not get ready are here." }
+            @for boot in &shown { (self.boot(&node.name, boot, longest)) }
+            @if shown.len() < node.boots.len() {
+                p.note {
+                    (node.boots.len() - shown.len()) " more boots of " (node.name) " are in report.json; \
+                    the first, the last, the slowest and those that did not get ready are here."
                 }
             }
         }
     }
 
-    fn boot(&self, boot: &Boot, longest: u64) -> Markup {
+    fn boot(&self, node: &str, boot: &Boot, longest: u64) -> Markup {
         let stages = stages(boot);
         let row = html! {
+            span.node { (node) }
             span.name { "boot " (boot.number) }
             span.bar { (bar(boot, &stages, longest)) }
             span.number { @if boot.ready_ms.is_some() { (seconds(length(boot))) } @else { "not ready" } }
@@ -117,19 +118,19 @@ fn bar(boot: &Boot, stages: &[Stretch], longest: u64) -> Markup {
 
 /// The slowest units, each where it stood in the boot.
 fn units(units: &[Unit]) -> Markup {
-    let end = units.iter().map(|unit| unit.end_ms).max().unwrap_or(1);
-    let mut slowest: Vec<&Unit> = units.iter().filter(|unit| unit.took_ms() > 0).collect();
-    slowest.sort_by(|a, b| b.took_ms().cmp(&a.took_ms()).then_with(|| a.name.cmp(&b.name)));
+    let from = units.iter().map(|unit| unit.start_ms).min().unwrap_or(0);
+    let to = units.iter().map(|unit| unit.end_ms).max().unwrap_or(0);
+    let whole = to.saturating_sub(from).max(1);
     html! {
-        h4 { "Slowest units" span.note { " of " (units.len()) ", from the kernel's start to " (seconds(end)) } }
+        h4 { "Slowest units" span.note { " from " (seconds(from)) " to " (seconds(to)) " after the kernel's start" } }
         div.units {
-            @for unit in slowest.iter().take(UNITS) {
-                span.name { (unit.name) }
+            @for unit in units.iter().take(UNITS) {
+                span.name title=(unit.name) { (unit.name) }
                 span.number { (seconds(unit.took_ms())) }
                 span.bar {
                     svg height="12" role="presentation" {
                         rect.rail width="100%" height="12" {}
-                        rect.unit x=(percent(unit.start_ms, end)) width=(percent(unit.took_ms().max(end / 300), end)) height="12" {
+                        rect.unit x=(percent(unit.start_ms - from, whole)) width=(percent(unit.took_ms().max(whole / 300), whole)) height="12" {
                             title { (unit.name) ": " (seconds(unit.start_ms)) " to " (seconds(unit.end_ms)) }
                         }
                     }

@@ -25,7 +25,7 @@ impl Page<'_> {
                             tr {
                                 td.number { (seconds(fault.at_ms)) }
                                 td.number { @if let Some(until) = fault.until_ms { (seconds(until)) } @else { "–" } }
-                                td { (fault.node) }
+                                td.who { (fault.node) }
                                 td { (fault.kind.replace('_', " ")) @if !fault.detail.is_empty() { ": " (fault.detail) } }
                             }
                         } }
@@ -100,10 +100,10 @@ impl Page<'_> {
                     tbody { @for node in &self.run.nodes {
                         tr {
                             th scope="row" { (node.name) }
-                            td { (variant(&node.profile, node.flavour.as_deref())) @if node.role != "product" { span.note { " " (node.role) } } }
+                            td { (variant(&node.profile, node.flavour.as_deref())) @if node.role != "product" && node.role != node.profile { span.note { " " (node.role) } } }
                             td.number { (node.cpus) }
                             td.number { (node.memory_mib) " MiB" }
-                            td { @for disk in &node.disks { div.item { (disk.bus) " " span.note { (human_bytes(disk.size)) } } } }
+                            td { @for disk in &node.disks { div.item { (disk.bus) " " span.note { (disk_size(disk.size)) } } } }
                             td { @for nic in &node.nics {
                                 div.item { (nic.network) " " (nic.address) " " span.note { (nic.model) " " (nic.mac) } }
                             } }
@@ -124,9 +124,14 @@ impl Page<'_> {
                         dl.facts {
                             dt { "profile" } dd { (variant(&image.profile, image.flavour.as_deref())) }
                             dt { "kernel" } dd { (image.kernel) }
-                            dt { "sha256 before" } dd { code { (image.sha256_before) } }
-                            dt { "sha256 after" }
-                            dd { @if let Some(after) = &image.sha256_after { code { (after) } } @else { "not read" } }
+                            dt { "sha256" }
+                            dd {
+                                code { (image.sha256_before) }
+                                @if outcome.is_passed() { span.note { " before and after" } }
+                            }
+                            @if outcome.is_failed() {
+                                dt { "sha256 after" } dd { code { (image.sha256_after.as_deref().unwrap_or_default()) } }
+                            }
                             dt { "root hash" } dd { code { (image.root_hash) } }
                         }
                     }
@@ -140,14 +145,19 @@ impl Page<'_> {
         html! {
             section #consoles {
                 h2 { "Consoles" }
-                @for node in &self.run.nodes {
-                    @let tail = node.console_tail.get(node.console_tail.len().saturating_sub(TAIL)..).unwrap_or_default();
-                    @if tail.is_empty() {
-                        p.bare { strong { (node.name) } span.note { " said nothing" } (log(node.console_log.as_deref())) }
-                    } @else {
-                        details {
-                            summary { strong { (node.name) } span.note { " last " (tail.len()) " lines" } (log(node.console_log.as_deref())) }
-                            (self.console(&node.name, tail, None))
+                div.rows {
+                    @for node in &self.run.nodes {
+                        @let tail = node.console_tail.get(node.console_tail.len().saturating_sub(TAIL)..).unwrap_or_default();
+                        @if tail.is_empty() {
+                            p.flat { strong { (node.name) } span.note { "said nothing" } (log(node.console_log.as_deref())) }
+                        } @else {
+                            details {
+                                summary.flat {
+                                    strong { (node.name) } span.note { "the last " (tail.len()) " lines" }
+                                    (log(node.console_log.as_deref()))
+                                }
+                                (self.console(&node.name, tail, None))
+                            }
                         }
                     }
                 }
@@ -188,7 +198,7 @@ fn finding_row(finding: &Finding) -> Markup {
         tr.(class) {
             td.sign { @if finding.counts() { "✕" } @else { "–" } }
             td.number { (seconds(finding.at_ms)) }
-            td { (finding.node) }
+            td.who { (finding.node) }
             td { (finding.rule) " " span.note { (finding.severity.word()) } }
             td {
                 code { (finding.line) }
@@ -220,12 +230,22 @@ fn grouped(number: u64) -> String {
     out
 }
 
+/// A size as scenarios spell it where it is a round one: `12 GiB`.
+fn disk_size(bytes: u64) -> String {
+    for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB")] {
+        if bytes >= unit && bytes.is_multiple_of(unit) {
+            return format!("{} {name}", bytes / unit);
+        }
+    }
+    human_bytes(bytes)
+}
+
 fn variant(profile: &str, flavour: Option<&str>) -> String {
     flavour.map_or_else(|| profile.to_owned(), |flavour| format!("{profile} ({flavour})"))
 }
 
 fn log(path: Option<&str>) -> Markup {
-    html! { @if let Some(path) = path { " " a.whole href=(beside(path)) { "whole log" } } }
+    html! { @if let Some(path) = path { a.push href=(beside(path)) { "whole log" } } }
 }
 
 fn file_name(path: &str) -> &str {

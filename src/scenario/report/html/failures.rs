@@ -53,8 +53,9 @@ impl Page<'_> {
                         ("failed units", &stuck.failed_units),
                         ("kernel stacks", &stuck.stacks),
                     ] {
-                        @if !lines.is_empty() {
-                            figure { figcaption { (what) } pre { (lines.join("\n")) } }
+                        @let text = lines.join("\n");
+                        @if !lines.is_empty() && self.affords(100, &[&text]) {
+                            figure { figcaption { (what) } pre { (text) } }
                         }
                     }
                 }
@@ -104,7 +105,7 @@ impl Page<'_> {
                     @for line in lines {
                         @let hit = marked.is_some_and(|marked| marked == line.text);
                         span.line.hit[hit] {
-                            span.at { (format!("{:>9.3}", line.at_ms as f64 / 1000.0)) }
+                            span.at { (format!("{:.3}", line.at_ms as f64 / 1000.0)) }
                             " " (line.text) "\n"
                         }
                     }
@@ -121,10 +122,12 @@ impl Page<'_> {
         html! {
             section #skipped {
                 h2 { "What was skipped" }
-                @for skip in &all {
-                    details.skip {
-                        summary { strong { (skip.count) " " (skip.what) } " " span { (skip.why) } }
-                        ul { @for name in &skip.names { li { (name) } } }
+                div.rows {
+                    @for skip in &all {
+                        details {
+                            summary.flat { strong.count { (skip.count) " " (skip.what) } span { (skip.why) } }
+                            ul { @for name in &skip.names { li { (name) } } }
+                        }
                     }
                 }
             }

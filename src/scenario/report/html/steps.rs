@@ -1,10 +1,13 @@
 //! The steps as a list: one line each, which opens to what the nodes answered.
 
+use std::time::Duration;
+
 use maud::{Markup, html};
 
 use super::failures::files;
 use super::{Page, glyph, seconds};
 use crate::scenario::result::{Outcome, Step};
+use crate::ui::human_time;
 
 /// Of what went right so many bytes per output are shown.
 const SHORT: usize = 800;
@@ -16,7 +19,7 @@ impl Page<'_> {
         html! {
             section #steps {
                 h2 { "Steps" }
-                div.steps {
+                div.rows.steps {
                     div.row.head aria-hidden="true" {
                         span {} span.number { "#" } span { "step" } span { "action" } span { "nodes" }
                         span.number { "began" } span.number { "took" }
@@ -24,6 +27,15 @@ impl Page<'_> {
                     @for step in &self.run.steps { (self.step(step)) }
                 }
             }
+        }
+    }
+
+    /// The nodes of a step, in a few words.
+    fn nodes_of(&self, step: &Step) -> String {
+        match step.nodes.len() {
+            count if count > 1 && count == self.run.nodes.len() => "every node".to_owned(),
+            count if count > 3 => format!("{count} nodes"),
+            _ => step.nodes.join(", "),
         }
     }
 
@@ -35,11 +47,11 @@ impl Page<'_> {
             span.number { (step.number) }
             span.name {
                 (step.name)
-                @if step.attempts > 1 { " " span.note { (step.attempts) " attempts" } }
+                @if step.attempts > 1 { " " span.note.attempts { (step.attempts) " attempts" } }
                 @if let Outcome::Skipped { why } = &step.outcome { " " span.note { "skipped: " (why) } }
             }
-            span.kind { (step.kind) }
-            span.nodes { (step.nodes.join(", ")) }
+            span.kind { (step.kind.replace('_', " ")) }
+            span.nodes title=(step.nodes.join(", ")) { (self.nodes_of(step)) }
             span.number { @if reached { (seconds(step.began_ms)) } }
             span.number { @if reached { (seconds(step.duration_ms)) } }
         };
@@ -63,7 +75,7 @@ impl Page<'_> {
                             }
                         }
                     }
-                    @if let Some(limit) = step.limit_ms { p.note { "limit on this host: " (seconds(limit)) } }
+                    @if let Some(limit) = step.limit_ms { p.note { "limit on this host: " (human_time(Duration::from_millis(limit))) } }
                     (files(&step.files))
                 }
             }

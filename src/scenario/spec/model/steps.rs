@@ -229,6 +229,22 @@ pub enum Check {
     Sysctls,
 }
 
+impl Check {
+    /// As it is written in the file.
+    pub fn word(self) -> &'static str {
+        match self {
+            Check::Identity => "identity",
+            Check::SameImage => "same-image",
+            Check::Units => "units",
+            Check::Clock => "clock",
+            Check::Reach => "reach",
+            Check::ReadonlyRoot => "readonly-root",
+            Check::Disk => "disk",
+            Check::Sysctls => "sysctls",
+        }
+    }
+}
+
 /// A fault: what happens beside the steps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Fault {
