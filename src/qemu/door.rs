@@ -24,7 +24,7 @@ mod files;
 mod wait;
 mod wire;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::console::Console;
@@ -172,6 +172,9 @@ impl Breaker {
 #[derive(Debug)]
 pub struct Door {
     port: Arc<Console>,
+    /// Held by who speaks.
+    turn: Mutex<()>,
+    /// Never held for long.
     wire: Mutex<Wire>,
     breaker: Breaker,
 }
@@ -192,15 +195,24 @@ fn boot_of(session: &str) -> &str {
 fn short(command: &str) -> String {
     let line = command.lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ");
     match line.char_indices().nth(120) {
-        Some((at, _)) => format!("{}…", &line[..at]),
+        Some((at, _)) => format!("{}…", line.get(..at).unwrap_or_default()),
         None => line,
     }
+}
+
+/// What was asked of a guest, and until when it may be answered.
+struct Request<'r> {
+    session: String,
+    id: u64,
+    /// For messages.
+    what: &'r str,
+    end: Instant,
 }
 
 impl Door {
     /// A door over a port named [`PORT`] of a machine that has [`credentials`].
     pub fn new(port: Arc<Console>) -> Self {
-        Door { port, wire: Mutex::default(), breaker: Breaker::default() }
+        Door { port, turn: Mutex::default(), wire: Mutex::default(), breaker: Breaker::default() }
     }
 
     /// What fails the door from outside.
@@ -218,15 +230,21 @@ impl Door {
     /// # Errors
     /// [`Kind::Test`] when none does within `limit` or the machine ends.
     pub fn connect(&self, limit: Duration) -> Result<(), Failure> {
-        self.session(&mut self.wire(), Instant::now() + limit, limit).map(drop)
+        let end = Instant::now() + limit;
+        let _turn = self.turn(end)?;
+        self.session(end).map(drop)
     }
 
-    /// The present boot is over: the next command waits for another one.
+    /// The present boot is over: what is in flight fails, and the next command waits for another boot.
     pub fn forget(&self) {
-        forget(&mut self.wire());
+        let mut wire = self.wire();
+        if let Some(session) = wire.session.take() {
+            wire.gone = Some(boot_of(&session).to_owned());
+        }
     }
 
-    /// Runs `command` with sh as root, in `/`, its stdin empty, and kills it and all it started after `limit`.
+    /// Runs `command` with sh as root, in `/`, its stdin empty, and kills it and all it started after `limit`. A guest that has not
+    /// opened the door yet is waited for as long.
     ///
     /// # Errors
     /// [`Kind::Test`] when the machine goes down, reboots or stops answering; a failing command is no error.
@@ -243,20 +261,16 @@ impl Door {
             let what = format!("the command `{}` is longer than 128 KiB or has a zero byte", short(command));
             return Err(Failure::new(Kind::Input, what).hint("copy it as a file, then run that"));
         }
-        let mut wire = self.wire();
+        let open = Instant::now() + limit;
+        let _turn = self.turn(open)?;
         let what = format!("it ran `{}`", short(command));
-        let end = Instant::now() + limit + GRACE;
-        let session = self.session(&mut wire, Instant::now() + limit, limit)?;
-        wire.last += 1;
-        let id = wire.last;
-        self.send(&wire::run(&session, id, command, stdin, limit), &what)?;
-        let (answer, mut out, mut err) = self.answer(&mut wire, id, &what, end)?;
-        let answer = answer.ok_or_else(|| self.failure(&what, "was not understood"))?;
-        for (stream, size, bytes) in
-            [(Stream::Out, answer.out, &mut out), (Stream::Err, answer.err, &mut err)]
-        {
-            self.rest(&mut wire, &session, stream, size, bytes, &what)?;
-        }
+        let mut request = self.request(open, &what)?;
+        request.end = Instant::now() + limit + GRACE;
+        self.send(&wire::run(&request.session, request.id, command, stdin, limit), &what)?;
+        let (answer, mut out, mut err) = self.answer(&request)?;
+        let answer = answer.ok_or_else(|| self.failure(&what, "sent an answer that makes no sense"))?;
+        self.rest(&request, Stream::Out, answer.out, &mut out)?;
+        self.rest(&request, Stream::Err, answer.err, &mut err)?;
         Ok(Output {
             status: answer.status,
             stdout: out,
@@ -310,47 +324,41 @@ impl Door {
     }
 
     /// Makes the kernel panic, which drops what was not written to the disks. With `panic=10` on its command line, as kiln's images
-    /// have it, it boots anew after ten seconds; QEMU's `-no-reboot` and `-action panic=…` say otherwise.
+    /// have it, it boots anew after ten seconds, unless QEMU is told otherwise (`-no-reboot`).
     ///
     /// # Errors
     /// As [`Door::run`].
     pub fn crash(&self) -> Result<(), Failure> {
-        let mut wire = self.wire();
-        let what = "it was told to crash";
-        let limit = Duration::from_secs(60);
-        let end = Instant::now() + limit;
-        let session = self.session(&mut wire, end, limit)?;
-        wire.last += 1;
-        let id = wire.last;
-        self.send(&format!("crash {session} {id}\n"), what)?;
-        self.answer(&mut wire, id, what, end)?;
-        forget(&mut wire);
+        let end = Instant::now() + Duration::from_secs(60);
+        let _turn = self.turn(end)?;
+        let request = self.request(end, "it was told to crash")?;
+        self.send(&format!("crash {} {}\n", request.session, request.id), request.what)?;
+        self.answer(&request)?;
+        self.forget();
         Ok(())
     }
 
     /// The bytes of a stream that the answer had not; of a large one the first and the last half of [`OUTPUT`].
     fn rest(
         &self,
-        wire: &mut Wire,
-        session: &str,
+        first: &Request<'_>,
         stream: Stream,
         size: u64,
         bytes: &mut Vec<u8>,
-        what: &str,
     ) -> Result<(), Failure> {
         let tail = size.saturating_sub(OUTPUT / 2);
         let mut offset = bytes.len() as u64;
-        while offset < size && offset > 0 {
+        while offset < size {
             if size > OUTPUT && (OUTPUT / 2..tail).contains(&offset) {
-                bytes.extend(format!("\n[… {} bytes left out …]\n", size - OUTPUT).into_bytes());
+                bytes.extend(format!("\n[… {} bytes left out …]\n", tail - offset).into_bytes());
                 offset = tail;
             }
-            wire.last += 1;
-            let id = wire.last;
-            self.send(&wire::more(session, id, stream, offset), what)?;
-            let (_, out, err) = self.answer(wire, id, what, Instant::now() + GRACE)?;
+            let end = Instant::now() + GRACE;
+            let request = Request { session: first.session.clone(), id: self.id(), what: first.what, end };
+            self.send(&wire::more(&request.session, request.id, stream, offset), request.what)?;
+            let (_, out, err) = self.answer(&request)?;
             let mut part = if stream == Stream::Out { out } else { err };
-            // A daemon may write on.
+            // A daemon may write on, or empty the file.
             part.truncate(usize::try_from(size - offset).unwrap_or(usize::MAX));
             if part.is_empty() {
                 break;
@@ -361,77 +369,92 @@ impl Door {
         Ok(())
     }
 
+    fn id(&self) -> u64 {
+        let mut wire = self.wire();
+        wire.last += 1;
+        wire.last
+    }
+
+    /// Something to ask the guest, once it is there.
+    fn request<'r>(&self, end: Instant, what: &'r str) -> Result<Request<'r>, Failure> {
+        let session = self.session(end)?;
+        Ok(Request { session, id: self.id(), what, end })
+    }
+
     /// The session of the guest's shell, waited for until `end`.
-    fn session(&self, wire: &mut Wire, end: Instant, limit: Duration) -> Result<String, Failure> {
+    fn session(&self, end: Instant) -> Result<String, Failure> {
+        let begin = Instant::now();
         // What was said since the last command: perhaps another boot's hello.
         while let Some(line) = self.port.next_line(Duration::ZERO) {
-            if let Some(Line::Hello(session)) = wire::parse(&line) {
-                self.greeted(wire, session);
-            }
+            self.greeted(&line);
         }
-        let mut greet = Instant::now();
+        let mut greet = begin;
         loop {
-            if let Some(session) = &wire.session {
-                self.check("the door was to be used")?;
-                return Ok(session.clone());
-            }
             crate::sys::check_interrupt()?;
+            let session = self.wire().session.clone();
+            if let Some(session) = session {
+                self.check("the door was to be used")?;
+                return Ok(session);
+            }
             if self.port.is_closed() {
                 return Err(self.gone("it was waited for"));
             }
             let now = Instant::now();
             if now >= end {
-                let what = format!("{} did not answer within {:.0} s", self.port.name(), limit.as_secs_f64());
+                let what = format!(
+                    "{} did not answer within {:.0} s",
+                    self.port.name(),
+                    (end.saturating_duration_since(begin)).as_secs_f64()
+                );
                 return Err(Failure::new(Kind::Test, what));
             }
             if now >= greet {
                 greet = now + GREETING;
                 self.send("\nhello kiln\n", "it was greeted")?;
             }
-            let line = self.port.next_line(STEP.min(end.saturating_duration_since(now)));
-            if let Some(Line::Hello(session)) = line.as_deref().and_then(wire::parse) {
-                self.greeted(wire, session);
+            if let Some(line) = self.port.next_line(STEP.min(end.saturating_duration_since(now))) {
+                self.greeted(&line);
             }
         }
     }
 
-    /// Takes a hello; true if it is from another run of the script.
-    fn greeted(&self, wire: &mut Wire, session: String) -> bool {
-        if wire.gone.as_deref() == Some(boot_of(&session)) || wire.session.as_ref() == Some(&session) {
-            return false;
+    /// Takes a line if it is a hello.
+    fn greeted(&self, line: &str) {
+        if let Some(Line::Hello(session)) = wire::parse(line) {
+            self.take(session);
         }
-        wire.session = Some(session);
-        *self.breaker.lock() = None;
-        true
     }
 
-    /// Reads up to the end of answer `id`.
-    fn answer(
-        &self,
-        wire: &mut Wire,
-        id: u64,
-        what: &str,
-        end: Instant,
-    ) -> Result<(Option<Answer>, Vec<u8>, Vec<u8>), Failure> {
+    /// Takes the session of a hello, which may be the one of before.
+    fn take(&self, session: String) {
+        let mut wire = self.wire();
+        if wire.gone.as_deref() != Some(boot_of(&session)) && wire.session.as_ref() != Some(&session) {
+            wire.session = Some(session);
+            *self.breaker.lock() = None;
+        }
+    }
+
+    /// Reads up to the end of the answer.
+    fn answer(&self, request: &Request<'_>) -> Result<(Option<Answer>, Vec<u8>, Vec<u8>), Failure> {
+        let (id, what) = (request.id, request.what);
         let (mut answer, mut out, mut err) = (None, Vec::new(), Vec::new());
         loop {
             crate::sys::check_interrupt()?;
+            if self.wire().session.as_ref() != Some(&request.session) {
+                return Err(self.failure(what, "was started anew"));
+            }
             let Some(line) = self.port.next_line(STEP) else {
                 self.check(what)?;
                 if self.port.is_closed() {
                     return Err(self.gone(what));
                 }
-                if Instant::now() > end {
-                    return Err(self.failure(what, "did not answer in time, nor did its time-out work"));
+                if Instant::now() > request.end {
+                    return Err(self.failure(what, "did not answer in time, nor did it give up by itself"));
                 }
                 continue;
             };
             match wire::parse(&line) {
-                Some(Line::Hello(session)) => {
-                    if self.greeted(wire, session) {
-                        return Err(self.failure(what, "was started anew"));
-                    }
-                }
+                Some(Line::Hello(session)) => self.take(session),
                 Some(Line::Answer(number, got)) if number == id => answer = Some(got),
                 Some(Line::Part(number, Stream::Out, bytes)) if number == id => out = bytes,
                 Some(Line::Part(number, Stream::Err, bytes)) if number == id => err = bytes,
@@ -451,17 +474,32 @@ impl Door {
 
     fn check(&self, what: &str) -> Result<(), Failure> {
         match &*self.breaker.lock() {
-            Some(why) => Err(self.failure(what, &format!("is lost: {why}"))),
+            Some(why) => Err(self.failure(what, &format!("is lost ({why})"))),
             None => Ok(()),
         }
     }
 
     fn gone(&self, what: &str) -> Failure {
-        self.failure(what, "closed: the machine is gone")
+        self.failure(what, "is closed, for the machine is gone")
     }
 
     fn failure(&self, what: &str, why: &str) -> Failure {
-        Failure::new(Kind::Test, format!("{} {why}, while {what}", self.port.name()))
+        Failure::new(Kind::Test, format!("{} {why} while {what}", self.port.name()))
+    }
+
+    /// The right to speak, waited for until `end`.
+    fn turn(&self, end: Instant) -> Result<MutexGuard<'_, ()>, Failure> {
+        loop {
+            crate::sys::check_interrupt()?;
+            match self.turn.try_lock() {
+                Ok(turn) => return Ok(turn),
+                Err(TryLockError::Poisoned(turn)) => return Ok(turn.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= end => {
+                    return Err(self.failure("another command was to be run", "was still busy with one"));
+                }
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        }
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
@@ -469,8 +507,5 @@ impl Door {
     }
 }
 
-fn forget(wire: &mut Wire) {
-    if let Some(session) = wire.session.take() {
-        wire.gone = Some(boot_of(&session).to_owned());
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -87,6 +87,13 @@ impl Marks {
             self.loader = Some(seen);
         }
         let Some((printed, message)) = stamp(text) else { return };
+        // kernel/reboot.c and kernel/panic.c: here ends the boot before.
+        if message.starts_with("reboot: Restarting system") {
+            self.begin = seen;
+        } else if let Some(delay) = message.strip_prefix("Rebooting in ") {
+            let seconds = delay.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+            self.begin = seen + Duration::from_secs(seconds);
+        }
         // The lines before it are of the boot before, on its way down.
         if message.starts_with("Linux version ") && self.kernel.is_none() {
             self.kernel = Some(seen.saturating_sub(printed));

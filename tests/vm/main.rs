@@ -10,6 +10,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod door;
 mod node;
 mod power;
 
@@ -108,9 +109,11 @@ fn an_image_without_credentials_offers_nobody_a_way_in() {
     let image = images::image("server", "amd64");
     let node = Setup { report: false, ..Setup::of(&image) }.boot();
     node.machine.console.wait_for("login:", node.limit()).unwrap();
-    // The port that a test would use is there, and nobody listens on it.
-    node.machine.ports[0].send(b"id\n").ok();
-    assert_eq!(node.machine.ports[0].next_line(Duration::from_secs(5)), None);
+    // The ports that a test would use are there, and nobody listens on them.
+    for port in &node.machine.ports {
+        port.send(b"\nhello kiln\nid\n").ok();
+        assert_eq!(port.next_line(Duration::from_secs(5)), None, "{}", port.name());
+    }
     node.machine.console.send(b"root\n").unwrap();
     node.machine.console.wait_for("Password:", node.limit()).unwrap();
     node.machine.console.send(b"\n").unwrap();

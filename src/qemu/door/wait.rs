@@ -141,3 +141,31 @@ impl Door {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_is_judged_by_state_and_job() {
+        let judged = |load: &str, active: &str, job: &str| {
+            judge(&format!("LoadState={load}\nActiveState={active}\nSubState=x\nJob={job}\n"))
+        };
+        assert_eq!(judged("loaded", "active", ""), Ok(true));
+        assert_eq!(judged("loaded", "activating", "17"), Ok(false));
+        assert_eq!(judged("loaded", "inactive", "17"), Ok(false));
+        for (load, active, job) in [
+            ("loaded", "failed", ""),
+            ("loaded", "inactive", ""),
+            ("loaded", "inactive", "0"),
+            ("not-found", "inactive", ""),
+            ("masked", "inactive", ""),
+        ] {
+            assert!(judged(load, active, job).is_err(), "{load} {active} {job}");
+        }
+        assert_eq!(
+            judge("ActiveState=inactive\nLoadState=loaded\nSubState=dead"),
+            judged("loaded", "inactive", "")
+        );
+    }
+}
