@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Failure, Kind};
 use crate::scenario::report::Events;
 use crate::scenario::result::{ConsoleExcerpt, Evidence, Fault, Incident};
-use crate::scenario::spec::Span;
-use crate::scenario::spec::words::Saved;
+use crate::scenario::spec::{Saved, Span};
 
 /// Why something did not go as it should. Bigger than a [`Failure`]: it carries what shows it.
 #[derive(Debug, Clone, Default)]

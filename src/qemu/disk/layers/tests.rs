@@ -47,7 +47,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     });
     let fua = prop::bool::weighted(0.2);
     let step = prop_oneof![
-        6 => (place.clone(), any::<u8>(), fua.clone())
+        6 => (place.clone(), any::<u8>(), fua)
             .prop_map(|((at, length), byte, fua)| Step::Write { at, length, byte, fua }),
         2 => (place, fua).prop_map(|((at, length), fua)| Step::Zero { at, length, fua }),
         2 => Just(Step::Flush),
