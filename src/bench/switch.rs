@@ -158,13 +158,12 @@ impl Wire {
                 let _ = room.send(());
             }
         }
-        let (seconds, frames) = (start.elapsed().as_secs_f64(), came / self.frame.len());
         drop(room);
         // It does not wait for us: the switch has room for all that is still under way.
         let chunks = sender.join().map_err(|_| anyhow::anyhow!("the sender of the benchmark ended"))??;
         let left = usize::try_from(chunks)? * length - came;
         self.to.read_exact(&mut vec![0; left]).context("a frame was lost in the switch")?;
-        Ok((frames as u64, seconds))
+        Ok((chunks * per_chunk as u64, start.elapsed().as_secs_f64()))
     }
 
     /// Microseconds of single frames, sorted.
@@ -172,7 +171,7 @@ impl Wire {
         let mut buffer = vec![0; self.frame.len()];
         let mut times = Vec::new();
         let end = Instant::now() + time;
-        while Instant::now() < end {
+        while times.is_empty() || Instant::now() < end {
             sys::check_interrupt()?;
             let start = Instant::now();
             self.from.write_all(&self.frame)?;

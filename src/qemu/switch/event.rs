@@ -1,24 +1,21 @@
-//! The thread of a switch: one epoll(7) loop over all sockets, the timer for delayed frames, and calls from other threads.
-//!
-//! The thread owns everything; another thread hands it a closure and waits for the answer, so there is no lock to wait for. All that
-//! sockets said before is handled before a closure is run: a call sees connections and frames that were there before it.
+//! The thread of a switch: one epoll(7) loop over all sockets, the timer for delayed frames, and calls from other threads (see
+//! [`super::handle`]).
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
-use std::thread::JoinHandle;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
 
 use super::PortId;
 use super::fabric::Fabric;
 use super::frame::{self, MAX_FRAME, PREFIX};
+use super::handle::Job;
 use crate::error::{Failure, Kind};
 
 /// What is read from a socket at once: several of the longest frames, thousands of short ones.
@@ -30,60 +27,6 @@ const SOCKET_BUFFER: usize = 1 << 20;
 
 /// How long a port rests after its listener failed, as it does without free descriptors.
 const REST: Duration = Duration::from_millis(100);
-
-type Job = Box<dyn FnOnce(&mut State) + Send>;
-
-/// The other threads' side of the loop. Dropping it ends the thread.
-#[derive(Debug)]
-pub(super) struct Handle {
-    /// `None` only while it is dropped.
-    jobs: Option<mpsc::Sender<Job>>,
-    wake: Arc<OwnedFd>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Handle {
-    pub(super) fn start(name: &str, seed: u64) -> io::Result<Handle> {
-        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let (jobs, inbox) = mpsc::channel();
-        let mut state = State::new(name, seed, &wake)?;
-        let theirs = Arc::clone(&wake);
-        let thread = std::thread::Builder::new()
-            .name(format!("switch {name}"))
-            .spawn(move || state.run(&inbox, &theirs))?;
-        Ok(Handle { jobs: Some(jobs), wake, thread: Some(thread) })
-    }
-
-    /// Runs `job` in the thread; `None` when it has ended.
-    pub(super) fn call<R: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut State) -> R + Send + 'static,
-    ) -> Option<R> {
-        let (answer, result) = mpsc::sync_channel(1);
-        let job: Job = Box::new(move |state| {
-            // The caller waits for it.
-            let _ = answer.send(job(state));
-        });
-        self.jobs.as_ref()?.send(job).ok()?;
-        self.ring();
-        result.recv().ok()
-    }
-
-    fn ring(&self) {
-        // It fails only when the counter is at its end, and then the thread is woken anyway.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        drop(self.jobs.take());
-        self.ring();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
 
 /// What woke the loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,7 +100,7 @@ pub(super) struct State {
 }
 
 impl State {
-    fn new(name: &str, seed: u64, wake: &OwnedFd) -> io::Result<State> {
+    pub(super) fn new(name: &str, seed: u64, wake: &OwnedFd) -> io::Result<State> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         // The time-outs of epoll_wait(2) have milliseconds, a timer descriptor has nanoseconds.
         let timer = rustix::time::timerfd_create(
@@ -200,7 +143,7 @@ impl State {
     }
 
     /// The loop. Ends when the handle is dropped.
-    fn run(&mut self, jobs: &mpsc::Receiver<Job>, wake: &OwnedFd) {
+    pub(super) fn run(&mut self, jobs: &mpsc::Receiver<Job>, wake: &OwnedFd) {
         let mut events = Vec::new();
         loop {
             let now = Instant::now();

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! Switch (one segment, one thread)
+//!   ├── handle     calls from other threads
 //!   ├── event      sockets and timers, all in one loop
 //!   ├── frame      frames on a socket, Ethernet header
 //!   ├── fabric     ports, forwarding, counters
@@ -36,6 +37,7 @@
 mod event;
 mod fabric;
 mod frame;
+mod handle;
 mod link;
 mod pcap;
 mod table;
@@ -52,7 +54,8 @@ pub use link::{Conditions, Direction};
 pub use tap::Tap;
 
 use crate::error::{Failure, Kind};
-use event::{Handle, State};
+use event::State;
+use handle::Handle;
 use pcap::Capture;
 
 /// A port of one [`Switch`].
