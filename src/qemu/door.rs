@@ -163,6 +163,11 @@ impl Breaker {
         *self.lock() = Some(why.into());
     }
 
+    /// Why no command will be answered, if so.
+    pub fn tripped(&self) -> Option<String> {
+        self.lock().clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -410,7 +415,7 @@ impl Door {
             }
             if now >= greet {
                 greet = now + GREETING;
-                self.send("\nhello kiln\n", "it was greeted")?;
+                self.send("hello kiln\n", "it was greeted")?;
             }
             if let Some(line) = self.port.next_line(STEP.min(end.saturating_duration_since(now))) {
                 self.greeted(&line);
@@ -468,12 +473,13 @@ impl Door {
         }
     }
 
+    /// Sends a request; the line end before it ends what may stand there in part.
     fn send(&self, text: &str, what: &str) -> Result<(), Failure> {
-        self.port.send(text.as_bytes()).map_err(|error| self.gone(what).because(error))
+        self.port.send(format!("\n{text}").as_bytes()).map_err(|error| self.gone(what).because(error))
     }
 
     fn check(&self, what: &str) -> Result<(), Failure> {
-        match &*self.breaker.lock() {
+        match self.breaker.tripped() {
             Some(why) => Err(self.failure(what, &format!("is lost ({why})"))),
             None => Ok(()),
         }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::console::Observer;
+use super::door::Breaker;
 pub use allow::{Allow, AllowList, Problem};
 pub use rules::{RULES, Rule};
 
@@ -99,6 +100,7 @@ impl Watch {
             left_out: 0,
             expected: None,
             booted: false,
+            breakers: Vec::new(),
         })))
     }
 
@@ -106,6 +108,11 @@ impl Watch {
     pub fn observer(&self) -> Observer {
         let watch = self.clone();
         Box::new(move |at, line| watch.line(at, line))
+    }
+
+    /// A kernel panic, expected or not, is to trip `breaker`.
+    pub fn trips(&self, breaker: Breaker) {
+        self.lock().breakers.push(breaker);
     }
 
     /// Takes one line, without its end and without control sequences.
@@ -157,6 +164,7 @@ struct Scanner {
     expected: Option<Expected>,
     /// A kernel started since something was expected.
     booted: bool,
+    breakers: Vec<Breaker>,
 }
 
 impl Scanner {
@@ -184,6 +192,9 @@ impl Scanner {
     }
 
     fn found(&mut self, at: Duration, text: &str, index: usize, rule: &'static Rule, line: &str) {
+        if rule.name == rules::PANIC {
+            self.breakers.iter().for_each(|breaker| breaker.trip(text));
+        }
         let allowed = self.allow.find(&self.node, line);
         let expected = self.expected.filter(|&what| rule.is_expected(what, self.booted));
         let severity = if self.tcg { rule.under_tcg } else { rule.severity };

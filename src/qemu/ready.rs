@@ -88,6 +88,7 @@ for uuid in /sys/block/dm-*/dm/uuid; do
   [ -r "$uuid" ] && read -r line <"$uuid" && echo "mapper $line"
 done
 echo end
+set -f
 while :; do
   if ! read -r order <&3; then
     sleep 1
@@ -96,8 +97,14 @@ while :; do
   case $order in
     poweroff) systemctl poweroff --no-block ;;
     timeline)
-      systemctl show --type=service,target,mount,socket,device \
-        -p Id,InactiveExitTimestampMonotonic,ActiveEnterTimestampMonotonic,After '*'
+      show="systemctl show -p Id,InactiveExitTimestampMonotonic,ActiveEnterTimestampMonotonic,After"
+      units=$($show --type=service,target,mount,socket,device '*')
+      printf '%s\n\n' "$units"
+      # Links of /dev have units that no list shows.
+      devices=$(for word in $units; do
+        case ${word#After=} in dev-*.device) printf '%s\n' "${word#After=}" ;; esac
+      done)
+      [ -z "$devices" ] || $show $devices
       echo
       echo timeline-end
       ;;

@@ -71,12 +71,15 @@ const fn on_purpose(when: When, mut rule: Rule) -> Rule {
 
 use Severity::{Error, Fatal, Warning};
 
+/// The rule of the only line after which nothing in the machine answers any more.
+pub(super) const PANIC: &str = "kernel-panic";
+
 /// All rules. The first one that matches a line names it, so the narrow ones stand before the wide ones.
 pub static RULES: &[Rule] = &[
     on_purpose(
         When::Panic,
         rule(
-            "kernel-panic",
+            PANIC,
             Fatal,
             "Kernel panic - not syncing",
             "the kernel gave up",

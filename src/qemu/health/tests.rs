@@ -274,3 +274,15 @@ fn a_flood_of_one_rule_is_bounded_and_hides_nothing() {
     assert_eq!(watch.first_bad().unwrap().line, "I/O error, dev vda, sector 2");
     assert_eq!(names(&watch).last(), Some(&"unit-failed"));
 }
+
+#[test]
+fn a_panic_fails_the_door_and_an_emergency_shell_does_not() {
+    let watch = watch(false, vec![]);
+    let breaker = Breaker::default();
+    watch.trips(breaker.clone());
+    tell(&watch, &["You are in emergency mode."]);
+    assert_eq!(breaker.tripped(), None, "a door is open in emergency mode");
+    watch.expect(Expected::Crash);
+    tell(&watch, &["[   1.0] Kernel panic - not syncing: sysrq triggered crash"]);
+    assert!(breaker.tripped().unwrap().contains("sysrq triggered crash"));
+}
