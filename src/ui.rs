@@ -271,6 +271,10 @@ pub fn plain(text: &str) -> String {
             if number > 0 {
                 out.push('\n');
             }
+            if part.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b)) {
+                out.push_str(part);
+                continue;
+            }
             // Line by line: a sequence that never ends must not swallow what follows.
             for visible in anstream::adapter::strip_str(part) {
                 out.extend(
@@ -294,13 +298,15 @@ pub fn human_bytes(bytes: u64) -> String {
     indicatif::DecimalBytes(bytes).to_string()
 }
 
-/// A duration for people: `3.2 s`, `2 m 05 s`.
+/// A duration for people: `3.2 s`, `2 m 05 s`, `3 h 20 m`.
 pub fn human_time(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 60.0 {
         format!("{seconds:.1} s")
-    } else {
+    } else if seconds < 3600.0 {
         format!("{} m {:02} s", time.as_secs() / 60, time.as_secs() % 60)
+    } else {
+        format!("{} h {:02} m", time.as_secs() / 3600, time.as_secs() / 60 % 60)
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Places are percentages of the run, sizes of marks and text are pixels: the plot fits every width and its text never shrinks.
 
+use std::collections::BTreeMap;
+
 use maud::{Markup, html};
 
 use super::{Page, percent, seconds};
@@ -15,10 +17,14 @@ const TICKS: [u64; 14] = [
 ];
 /// More ticks than this do not fit on a phone.
 const MOST_TICKS: u64 = 8;
-/// Nothing shorter than this part of the run is drawn on its own: it would be about a pixel, and a thousand boots a large page.
-const COLUMNS: u64 = 700;
-/// At most so many marks of a kind per lane.
-const MARKS: usize = 200;
+/// The resolution of a lane. Nothing shorter than one of so many parts of the run is drawn: it is a fraction of a pixel.
+const COLUMNS: u64 = 4000;
+/// What is shorter than one of so many parts of the run is drawn together with its kind: it is too small to be pointed at.
+const BLOCKS: u64 = 200;
+/// Marks that stand in the same one of so many parts of the run are one mark: they would cover each other.
+const MARKS: u64 = 250;
+/// At most so many faults of a node are shown with their length.
+const HELD: usize = 500;
 
 /// What a stretch of a node's lane is, with its class and words.
 const KINDS: [(&str, &str); 8] = [
@@ -52,7 +58,7 @@ impl Page<'_> {
         let whole = self.span();
         let mut moments: Vec<u64> = problems(run).iter().filter_map(|problem| problem.at_ms).collect();
         moments.sort_unstable();
-        moments.dedup_by_key(|at| *at * COLUMNS / 4 / whole);
+        moments.dedup_by_key(|at| *at * MARKS / whole);
         html! {
             section #timeline {
                 h2 { "Timeline" }
@@ -95,40 +101,76 @@ impl Page<'_> {
 
     fn lane(&self, node: &Node, whole: u64, moments: &[u64]) -> Markup {
         let stretches = thinned(stretches(node, whole), whole);
-        let faults = self.run.faults.iter().filter(|fault| fault.node == node.name).take(MARKS);
-        let faults: Vec<_> = faults.collect();
-        let findings = self.run.findings.iter().filter(|finding| finding.node == node.name).take(MARKS);
+        let (blocks, small): (Vec<_>, Vec<_>) =
+            stretches.iter().partition(|stretch| (stretch.to - stretch.from) * BLOCKS >= whole);
+        let faults = || self.run.faults.iter().filter(|fault| fault.node == node.name);
+        let findings = || self.run.findings.iter().filter(|finding| finding.node == node.name);
         html! {
             div.lane {
                 span.label { (node.name) }
                 svg height="36" role="img" aria-label=(format!("{} over time", node.name)) {
                     (grid(whole))
                     line.base x1="0" x2="100%" y1="18" y2="18" {}
-                    @for stretch in &stretches { (block(stretch, whole)) }
+                    (many(&small, whole))
+                    @for stretch in &blocks { (block(stretch, whole)) }
                     (moment_lines(moments, whole))
-                    @for fault in &faults {
-                        @if let Some(until) = fault.until_ms {
-                            rect.held x=(percent(fault.at_ms, whole)) y="8" height="20"
-                                width=(percent(until.saturating_sub(fault.at_ms), whole)) {
-                                title { (fault.kind.replace('_', " ")) " " (fault.detail) ": " (seconds(fault.at_ms)) " to " (seconds(until)) }
-                            }
+                    @for (fault, until) in faults().filter_map(|fault| Some((fault, fault.until_ms?))).take(HELD) {
+                        rect.held x=(percent(fault.at_ms, whole)) y="8" height="20"
+                            width=(percent(until.saturating_sub(fault.at_ms), whole)) {
+                            title { (fault.kind.replace('_', " ")) " " (fault.detail) ": " (seconds(fault.at_ms)) " to " (seconds(until)) }
                         }
                     }
-                    @for fault in &faults {
+                    @for (fault, more) in grouped(faults(), |fault| fault.at_ms, whole) {
                         svg.mark x=(percent(fault.at_ms, whole)) {
                             path.fault d="M-5.5 0 L5.5 0 L0 9 Z" {
-                                title { "fault at " (seconds(fault.at_ms)) ": " (fault.kind.replace('_', " ")) " " (fault.detail) }
+                                title { "fault at " (seconds(fault.at_ms)) ": " (fault.kind.replace('_', " ")) " " (fault.detail) (more) }
                             }
                         }
                     }
-                    @for finding in findings {
-                        svg.mark x=(percent(finding.at_ms, whole)) {
-                            path.finding.allowed[!finding.counts()] d="M0 25 L5 30.5 L0 36 L-5 30.5 Z" {
-                                title { (finding.rule) " at " (seconds(finding.at_ms)) ": " (finding.line) }
+                    @for allowed in [true, false] {
+                        @for (finding, more) in grouped(findings().filter(|f| f.counts() != allowed), |f| f.at_ms, whole) {
+                            svg.mark x=(percent(finding.at_ms, whole)) {
+                                path.finding.allowed[allowed] d="M0 25 L5 30.5 L0 36 L-5 30.5 Z" {
+                                    title { (finding.rule) " at " (seconds(finding.at_ms)) ": " (finding.line) (more) }
+                                }
                             }
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// One of those that stand in the same place, and how many more do, in words.
+fn grouped<'a, T>(
+    all: impl Iterator<Item = &'a T>,
+    at: impl Fn(&T) -> u64,
+    whole: u64,
+) -> Vec<(&'a T, String)> {
+    let mut places: BTreeMap<u64, (&T, usize)> = BTreeMap::new();
+    for one in all {
+        places.entry(at(one).saturating_mul(MARKS) / whole).or_insert((one, 0)).1 += 1;
+    }
+    let words =
+        |count: usize| if count > 1 { format!(", and {} more here", count - 1) } else { String::new() };
+    places.into_values().map(|(one, count)| (one, words(count))).collect()
+}
+
+/// Small stretches, one path for each kind: a thousand boots are some ten thousand of them.
+fn many(stretches: &[&Stretch], whole: u64) -> Markup {
+    if stretches.is_empty() {
+        return html! {};
+    }
+    let place = |ms: u64| ms.min(whole).saturating_mul(COLUMNS) / whole;
+    html! {
+        svg y="10" width="100%" height="16" viewBox=(format!("0 0 {COLUMNS} 1")) preserveAspectRatio="none" {
+            @for (kind, _) in KINDS {
+                @let path: String = stretches.iter().filter(|stretch| stretch.kind == kind).map(|stretch| {
+                    let (from, to) = (place(stretch.from), place(stretch.to));
+                    format!("M{from} 0h{}v1h-{}z", to - from, to - from)
+                }).collect();
+                @if !path.is_empty() { path class=(kind) d=(path) {} }
             }
         }
     }
@@ -158,7 +200,7 @@ fn grid(whole: u64) -> Markup {
 
 fn moment_lines(moments: &[u64], whole: u64) -> Markup {
     html! {
-        @for &at in moments.iter().take(MARKS) {
+        @for &at in moments {
             line.moment x1=(percent(at, whole)) x2=(percent(at, whole)) y1="0" y2="100%" {}
         }
     }
@@ -185,10 +227,6 @@ fn step_block(step: &Step, whole: u64) -> Markup {
 fn block(stretch: &Stretch, whole: u64) -> Markup {
     let length = stretch.to.saturating_sub(stretch.from);
     let (x, width) = (percent(stretch.from, whole), percent(length, whole));
-    // Too small to be pointed at.
-    if length * 200 < whole {
-        return html! { rect class=(stretch.kind) x=(x) y="10" width=(width) height="16" {} };
-    }
     html! {
         svg x=(x) width=(width) height="36" {
             title { (words(stretch.kind)) " " (seconds(length)) ", from " (seconds(stretch.from)) " to " (seconds(stretch.to)) }
@@ -354,12 +392,24 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_boots_are_no_more_blocks_than_pixels() {
-        let many = (0..20_000)
-            .map(|n| stretch(["firmware", "kernel", "ready"][n % 3], n as u64 * 10, n as u64 * 10 + 10));
-        let thin = thinned(many.collect(), 200_000);
-        assert!(thin.len() <= 701, "{}", thin.len());
-        assert!(thin[0].from == 0 && thin.last().unwrap().to > 199_000);
+    fn stretches_far_below_a_pixel_are_left_out_and_leave_no_gap() {
+        let kind = |n: u64| ["firmware", "kernel", "ready"][n as usize % 3];
+        let thin = thinned((0..20_000).map(|n| stretch(kind(n), n * 10, n * 10 + 10)).collect(), 200_000);
+        assert!(thin.len() as u64 <= COLUMNS + 1, "{}", thin.len());
+        assert!(thin[0].from == 0 && thin.last().unwrap().to > 199_900);
+        assert!(thin.windows(2).all(|pair| pair[0].to == pair[1].from));
+        // A thousand boots of a minute in stages of seconds are not below a pixel: all are there.
+        let boots: Vec<_> = (0..4000).map(|n| stretch(kind(n), n * 15_000, n * 15_000 + 15_000)).collect();
+        assert_eq!(thinned(boots, 60_000_000).len(), 4000);
+    }
+
+    #[test]
+    fn marks_in_one_place_are_one_and_say_how_many_and_none_is_left_out_at_the_end() {
+        let times: Vec<u64> = (0..1000).collect();
+        let marks = grouped(times.iter(), |at| *at, 1000);
+        assert_eq!(marks.len() as u64, MARKS);
+        assert_eq!(marks[249], (&996, ", and 3 more here".to_owned()));
+        assert_eq!(grouped([7, 900].iter(), |at| *at, 1000), [(&7, String::new()), (&900, String::new())]);
     }
 
     #[test]
