@@ -3,7 +3,7 @@
 //! A limit in a scenario is what something may take under KVM on a machine that is not busy. What a guest takes under TCG depends on
 //! the emulator, on the host's CPU and on what else runs there; so it is measured, by a guest. It does the same few
 //! instructions again and again (arithmetic, and memory on x86) and says so by a byte each time. kiln counts for [`SAMPLE`]
-//! how many come. [`Calibration::slowdown`] is [`TCG_RATE`] over that rate, times [`TCG_BOOT`]: how much longer a boot takes under
+//! how many come. [`Calibration::slowdown`] is [`tcg_rate`] over that rate, times [`TCG_BOOT`]: how much longer a boot takes under
 //! TCG than under KVM where that rate was measured. So a CPU half as fast, or one that another program has half of, gives twice the slowdown,
 //! and under KVM, where the guest is several times faster, there is none.
 //!
@@ -31,7 +31,7 @@ const STEP: Duration = Duration::from_millis(10);
 pub const KVM_BOOT: Duration = Duration::from_millis(5500);
 /// CPUs that a booting node of two keeps busy, on average: 45 s of CPU time in 27 s.
 const BOOT_CPUS: f64 = 1.6;
-/// How much longer a boot takes under TCG at [`TCG_RATE`].
+/// How much longer a boot takes under TCG at [`tcg_rate`].
 const TCG_BOOT: f64 = 5.0;
 
 /// Bytes per second of the guest under TCG on the machine where a node booted in 27 s, when nothing else ran there. On the same

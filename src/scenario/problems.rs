@@ -33,7 +33,9 @@ impl From<usize> for Part {
 
 /// `spot!["step", 3, "on"]`: the way to what is wrong.
 macro_rules! spot {
-    ($($part:expr),* $(,)?) => { vec![$($crate::scenario::problems::Part::from($part)),*] };
+    ($($part:expr),* $(,)?) => {
+        Vec::<$crate::scenario::problems::Part>::from([$($crate::scenario::problems::Part::from($part)),*])
+    };
 }
 pub(crate) use spot;
 

@@ -18,9 +18,12 @@ mod scenarios;
 use std::time::Duration;
 
 use common::{images, run::Run};
+use kiln::arch::Arch;
 use kiln::digest::Digest;
 use kiln::error::Kind;
+use kiln::qemu::accel::Accel;
 use kiln::qemu::config::Format;
+use kiln::scenario::calibrate::Calibration;
 use node::{Setup, Slot};
 
 fn digest(path: &std::path::Path) -> Digest {
@@ -192,6 +195,18 @@ fn another_root_hash_in_the_uki_is_refused() {
         let digit = &mut disk[range.start + found + word.len() - 1];
         *digit = if *digit == b'0' { b'1' } else { b'0' };
     });
+}
+
+#[test]
+fn a_guest_of_a_few_instructions_tells_how_slow_guests_are_here() {
+    for arch in [Arch::Amd64, Arch::Arm64] {
+        let set = if arch == Arch::Amd64 { "qemu" } else { "qemu-arm64" };
+        let measure = || Calibration::measure(&images::tools(set), arch, Accel::Tcg, 2).unwrap();
+        let first = measure();
+        // The host would have to be thirty times as fast as today's to translate as quickly as it runs.
+        assert!(first.slowdown > 1.0 && first.slowdown.is_finite(), "{first:?}");
+        assert_eq!(measure(), first, "measured once in a process");
+    }
 }
 
 #[test]

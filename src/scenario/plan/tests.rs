@@ -138,3 +138,26 @@ fn the_shipped_scenarios_take_no_longer_than_people_wait_for() {
     faults: TCG, 2 cores: about 7 minutes with 12 boots and 22 steps
     "#);
 }
+
+#[test]
+fn nodes_that_are_on_one_after_the_other_take_no_more_than_one() {
+    let text = r#"
+schema = 1
+description = "x"
+[node.a]
+profile = "agent"
+[node.b]
+profile = "agent"
+boot = "manual"
+memory = "2GiB"
+[[step]]
+name = "a goes"
+power_off = true
+[[step]]
+name = "b comes"
+on = ["b"]
+start = true
+"#;
+    let scenario = Scenario::parse("x", "x.toml", text, &BTreeSet::new()).unwrap();
+    assert_eq!(peak(&scenario), Peak { nodes: 1, memory: 2 << 30, cpus: 2 });
+}

@@ -29,7 +29,7 @@
 //! kind = "power_cut"
 //! ```
 //!
-//! Every key is described in [`file`], which `kiln dev schema scenario` prints as a JSON schema for editors. The shipped files in
+//! Every key is described in [`mod@file`], which `kiln dev schema scenario` prints as a JSON schema for editors. The shipped files in
 //! qemu/ are the longer examples.
 //!
 //! [`model`] has the types that the rest of kiln works with. They come from a file in two moves: serde reads its shape

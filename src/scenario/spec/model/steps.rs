@@ -261,7 +261,7 @@ pub struct Fault {
 pub enum When {
     /// So long after the nodes that are switched on in the beginning were all ready.
     At(Span),
-    /// When this step (an index of [`Scenario::steps`]) has passed.
+    /// When this step (an index of [`super::Scenario::steps`]) has passed.
     After(usize),
     /// Again and again at random times, from the seed.
     Random {
