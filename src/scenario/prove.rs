@@ -12,7 +12,7 @@ use super::plan::Plan;
 use super::report::live::Progress;
 use super::report::{self, Files};
 use super::result::Run;
-use super::spec::{Action, Scenario};
+use super::spec::Scenario;
 use super::keep;
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
@@ -85,10 +85,8 @@ pub fn plan(work: &Work<'_>, scenario: &Scenario, options: &Options) -> Result<P
 fn adjusted(scenario: &Scenario, options: &Options) -> Scenario {
     let mut scenario = scenario.clone();
     scenario.seed = options.seed.unwrap_or(scenario.seed);
-    for step in &mut scenario.steps {
-        if let (Action::PowerCuts(cuts), Some(count)) = (&mut step.action, options.cuts) {
-            cuts.count = count;
-        }
+    if let Some(count) = options.cuts {
+        scenario.set_cuts(count);
     }
     scenario
 }

@@ -1,23 +1,23 @@
 //! Pulling the plug again and again: what was flushed must be there, and the node must come up, each time.
 
+use std::time::Duration;
+
 use super::context::{Context, Trouble};
 use super::node::Node;
 use super::script::{self, Job};
 use crate::scenario::result::Evidence;
 use crate::scenario::seeded;
-use crate::scenario::spec::{Expect, PowerCuts, Span};
+use crate::scenario::spec::{Expect, PowerCuts};
 
-/// What a round may take under KVM beside the time of writing: a boot, and the script that judges the disk.
-const ROUND: Span = Span::secs(120);
-
-/// All rounds of the step `name` (its number: `number`) on one node. The evidence says what each cut did to the disk.
+/// All rounds of the step `name` (its number: `number`) on one node, each within `limit`. The evidence says what each cut did to the disk.
 pub(super) fn run(
     context: &Context<'_>,
     node: &Node<'_>,
     (number, name): (u32, &str),
     cuts: &PowerCuts,
+    limit: Duration,
 ) -> Result<Vec<Evidence>, Trouble> {
-    let (limit, count) = (context.limit(ROUND), cuts.count);
+    let count = cuts.count;
     let mut rounds: Vec<Evidence> = Vec::new();
     for round in 1..=count {
         let moment = seeded::cut(context.seed, name, node.name(), round - 1, cuts.within);

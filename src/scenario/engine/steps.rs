@@ -163,7 +163,7 @@ fn act(
             Ok(Done::of(seen(node, "console", line)))
         }),
         Action::PowerCuts(cuts) => each(&|node| {
-            let evidence = cuts::run(context, node, (number, &step.name), cuts)?;
+            let evidence = cuts::run(context, node, (number, &step.name), cuts, limit)?;
             Ok(Done { evidence, attempts: 1, files: Vec::new() })
         }),
         Action::Wait(time) => context.sleep(time.duration()).map(|()| Done::default()),
