@@ -30,6 +30,10 @@ const FILES: &[(&str, &[u8])] = files![
     "profiles/agent.toml",
     "profiles/server.toml",
     "qemu/machines/edge.toml",
+    "qemu/machines/edge/dnsmasq.service",
+    "qemu/machines/edge/exports",
+    "qemu/machines/edge/generator",
+    "qemu/machines/edge/nfs.conf",
     "qemu/machines/server-metal.toml",
 ];
 

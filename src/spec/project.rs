@@ -392,3 +392,71 @@ fn check_file(file: &str, path: &str, spec: &FileSpec) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::{Lock, SetKind};
+
+    /// This repository's own project.
+    fn project() -> Project {
+        Project::load(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
+    #[test]
+    fn machines_stand_beside_profiles_and_are_found_by_name() {
+        let project = project();
+        assert_eq!(project.profiles.keys().collect::<Vec<_>>(), ["agent", "server"]);
+        assert_eq!(project.machines.keys().collect::<Vec<_>>(), ["edge", "server-metal"]);
+        let edge = project.profile("edge").unwrap();
+        assert_eq!((edge.role(), edge.base.as_deref()), (None, None));
+        assert_eq!(edge.file, "qemu/machines/edge.toml");
+        // Its files lie beside it.
+        assert!(edge.sources["/usr/lib/systemd/system-generators/kiln-edge"].starts_with(b"#!/bin/sh"));
+        assert!(!edge.layer.packages.install.contains(&"systemd-timesyncd".to_owned()));
+    }
+
+    #[test]
+    fn a_variant_is_its_profile_with_another_kernel() {
+        let project = project();
+        let server = &project.profiles["server"];
+        for own in [None, Some(Flavour::Cloud)] {
+            assert_eq!(project.variant("server", own).unwrap(), server);
+        }
+        let metal = project.variant("server", Some(Flavour::Metal)).unwrap();
+        assert_eq!((metal.name.as_str(), metal.base.as_deref()), ("server-metal", Some("server")));
+        assert_eq!(metal.role(), server.role());
+        assert_eq!(metal.kernel_package(Arch::Amd64), "linux-image-amd64");
+        let mut layer = metal.layer.clone();
+        layer.kernel.flavour = server.layer.kernel.flavour;
+        layer.description.clone_from(&server.layer.description);
+        layer.extends.clone_from(&server.layer.extends);
+        assert_eq!(layer, server.layer);
+        let error = project.variant("agent", Some(Flavour::Metal)).unwrap_err();
+        assert_eq!(error.to_string(), "`agent` has no variant with the metal kernel");
+        let hints = error.downcast::<Failure>().unwrap().hints().join("\n");
+        assert!(hints.contains("qemu/machines/agent-metal.toml"), "{hints}");
+    }
+
+    #[test]
+    fn the_lock_has_the_packages_of_machines_with_the_versions_of_all_others() {
+        let project = project();
+        let lock = Lock::load(&project.dir).unwrap().check(&project).unwrap();
+        for arch in [Arch::Amd64, Arch::Arm64] {
+            let names = |name: &str| -> BTreeMap<String, String> {
+                let packages = lock.packages(SetKind::Profile, name, arch).unwrap();
+                packages.iter().map(|p| (p.name.clone(), p.version.clone())).collect()
+            };
+            let (server, edge, metal) = (names("server"), names("edge"), names("server-metal"));
+            for wanted in ["nfs-kernel-server", "dnsmasq-base", "chrony", "bird2"] {
+                assert!(edge.contains_key(wanted) && !server.contains_key(wanted), "{wanted}");
+            }
+            assert!(!edge.contains_key("systemd-timesyncd"));
+            let kernel = format!("linux-image-{arch}");
+            assert!(metal.contains_key(&kernel) && !server.contains_key(&kernel));
+            for (name, version) in edge.iter().chain(&metal) {
+                assert_eq!(server.get(name).unwrap_or(version), version, "{name}");
+            }
+        }
+    }
+}
