@@ -12,9 +12,9 @@ use crate::error::{Failure, Kind};
 use crate::packages::Work;
 use crate::qemu::console::Console;
 use crate::qemu::terminal::{self, End};
+use crate::scenario::keep;
 use crate::scenario::prove::{self, Options};
 use crate::scenario::spec::Scenario;
-use crate::scenario::keep;
 
 /// Arguments of `kiln test`.
 #[derive(Debug, clap::Args)]
@@ -108,8 +108,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     }
     let (project, locked) = context.locked()?;
     let store = context.store()?;
-    let work =
-        Work { project: &project, locked: &locked, store: &store, ui: &context.ui, threads: super::threads(None) };
+    let work = Work {
+        project: &project,
+        locked: &locked,
+        store: &store,
+        ui: &context.ui,
+        threads: super::threads(None),
+    };
     let scenarios: Vec<Scenario> =
         args.scenarios.iter().map(|name| Scenario::load(&project.dir, name)).collect::<Result<_>>()?;
     let options = Options {
@@ -123,7 +128,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         build: !args.no_build,
     };
     if args.plan {
-        let plans = scenarios.iter().map(|scenario| prove::plan(&work, scenario, &options)).collect::<Result<Vec<_>>>()?;
+        let plans = scenarios
+            .iter()
+            .map(|scenario| prove::plan(&work, scenario, &options))
+            .collect::<Result<Vec<_>>>()?;
         if context.ui.json() {
             return context.ui.result_json(&plans);
         }
@@ -171,10 +179,13 @@ fn attach(context: &Context, args: &AttachArgs) -> Result<()> {
     let shell = keep::find(&reports, args.scenario.as_deref(), &args.node)?;
     let stream = std::os::unix::net::UnixStream::connect(&shell.socket).map_err(|error| {
         let what = format!("the shell of {} cannot be reached", shell.node);
-        Failure::new(Kind::Test, what).hint("somebody else may be attached to it: a node has one shell").because(error)
+        Failure::new(Kind::Test, what)
+            .hint("somebody else may be attached to it: a node has one shell")
+            .because(error)
     })?;
     let log = tempfile::NamedTempFile::new()?;
-    let console = Console::attach(&format!("shell of {}", shell.node), stream, log.path(), std::time::Instant::now())?;
+    let console =
+        Console::attach(&format!("shell of {}", shell.node), stream, log.path(), std::time::Instant::now())?;
     context.ui.status("Attached", format!("to {}; Ctrl-A X leaves, Ctrl-A Ctrl-A sends Ctrl-A", shell.node));
     // The shell said its prompt before anybody listened.
     console.send(b"\r")?;

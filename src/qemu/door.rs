@@ -173,6 +173,9 @@ impl Breaker {
     }
 }
 
+/// What came back for a request: how it ended, and what of stdout and stderr came with it.
+type Answered = (Option<Answer>, Vec<u8>, Vec<u8>);
+
 /// The near end of a door. Commands of several threads wait for each other.
 #[derive(Debug)]
 pub struct Door {
@@ -440,7 +443,7 @@ impl Door {
     }
 
     /// Reads up to the end of the answer.
-    fn answer(&self, request: &Request<'_>) -> Result<(Option<Answer>, Vec<u8>, Vec<u8>), Failure> {
+    fn answer(&self, request: &Request<'_>) -> Result<Answered, Failure> {
         let (id, what) = (request.id, request.what);
         let (mut answer, mut out, mut err) = (None, Vec::new(), Vec::new());
         loop {

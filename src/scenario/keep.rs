@@ -74,13 +74,16 @@ pub fn find(reports: &Path, scenario: Option<&str>, node: &str) -> Result<Shell>
         let Ok(bytes) = fs::read(folder.join(FILE)) else { continue };
         let Ok(kept) = serde_json::from_slice::<Kept>(&bytes) else { continue };
         // A run that was killed leaves its file behind; its machines died with it.
-        if kept.nodes.iter().any(|shell| shell.socket.exists()) && scenario.is_none_or(|s| s == kept.scenario) {
+        if kept.nodes.iter().any(|shell| shell.socket.exists()) && scenario.is_none_or(|s| s == kept.scenario)
+        {
             runs.push(kept);
         }
     }
     let mut found: Vec<(&str, &Shell)> = Vec::new();
     for run in &runs {
-        found.extend(run.nodes.iter().filter(|shell| shell.node == node).map(|shell| (run.scenario.as_str(), shell)));
+        found.extend(
+            run.nodes.iter().filter(|shell| shell.node == node).map(|shell| (run.scenario.as_str(), shell)),
+        );
     }
     match found.as_slice() {
         [(_, shell)] => Ok((*shell).clone()),
@@ -93,7 +96,9 @@ pub fn find(reports: &Path, scenario: Option<&str>, node: &str) -> Result<Shell>
         [] => {
             let nodes = runs.iter().flat_map(|run| run.nodes.iter().map(|shell| shell.node.as_str()));
             let known = nodes.collect::<Vec<_>>().join(", ");
-            Err(Failure::new(Kind::Input, format!("no run holds a node `{node}`")).hint(format!("nodes: {known}")).into())
+            Err(Failure::new(Kind::Input, format!("no run holds a node `{node}`"))
+                .hint(format!("nodes: {known}"))
+                .into())
         }
         several => {
             let names: Vec<&str> = several.iter().map(|(scenario, _)| *scenario).collect();
@@ -119,7 +124,12 @@ mod tests {
         let (one, two) = (folder.path().join("one"), folder.path().join("two"));
         fs::create_dir_all(&one).unwrap();
         fs::create_dir_all(&two).unwrap();
-        assert!(find(folder.path(), None, "server").unwrap_err().to_string().contains("no run holds its machines"));
+        assert!(
+            find(folder.path(), None, "server")
+                .unwrap_err()
+                .to_string()
+                .contains("no run holds its machines")
+        );
         let first = Notice::put(&one, "one", &[shell(&one, "server"), shell(&one, "agent-1")]).unwrap();
         assert_eq!(find(folder.path(), None, "server").unwrap().socket, one.join("server.sock"));
         assert!(find(folder.path(), None, "agent-2").unwrap_err().to_string().contains("agent-2"));

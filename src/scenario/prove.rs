@@ -8,12 +8,12 @@ use fs_err as fs;
 use super::calibrate::Calibration;
 use super::check::{self, host::Host};
 use super::engine::{self, Attach, Image, Images, Setup};
+use super::keep;
 use super::plan::Plan;
 use super::report::live::Progress;
 use super::report::{self, Files};
 use super::result::Run;
 use super::spec::Scenario;
-use super::keep;
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
@@ -226,7 +226,8 @@ fn fresh(folder: &Path) -> Result<PathBuf> {
 /// [`Kind::Test`] naming those that failed, or that were skipped; [`Kind::Interrupted`].
 pub fn verdict(proofs: &[Proof]) -> Result<()> {
     sys::check_interrupt()?;
-    let of = |fits: fn(&Run) -> bool| -> Vec<&Proof> { proofs.iter().filter(|proof| fits(&proof.run)).collect() };
+    let of =
+        |fits: fn(&Run) -> bool| -> Vec<&Proof> { proofs.iter().filter(|proof| fits(&proof.run)).collect() };
     let failed = of(|run| run.verdict.outcome.is_failed());
     let skipped = of(|run| run.verdict.outcome.is_skipped());
     let (word, bad) = if failed.is_empty() { ("was skipped", skipped) } else { ("failed", failed) };

@@ -24,7 +24,8 @@ fn command(args: &[&str], reports: &Path) -> std::process::Command {
 
 /// The report of the only scenario that was run.
 fn told(run: &Run) -> Told {
-    let mut all: Vec<Told> = serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", run.text()));
+    let mut all: Vec<Told> =
+        serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", run.text()));
     assert_eq!(all.len(), 1);
     all.remove(0)
 }
@@ -66,7 +67,11 @@ fn the_scenario_three_node_passes_with_one_image_for_both_agents() {
     let products = told.nodes.iter().filter(|node| node.role == "product");
     assert_eq!(products.count(), 3);
     assert_eq!(told.images.len(), 3, "server, agent and edge");
-    assert!(told.links.iter().all(|link| link.sent.frames > 0 && link.received.frames > 0), "{:?}", told.links);
+    assert!(
+        told.links.iter().all(|link| link.sent.frames > 0 && link.received.frames > 0),
+        "{:?}",
+        told.links
+    );
 }
 
 #[test]
@@ -77,14 +82,17 @@ fn the_scenario_nfs_passes() {
 #[test]
 fn the_scenario_faults_passes_with_a_handful_of_power_cuts() {
     let told = passes("faults", &["--cuts", "3"]);
-    let cut = |node: &kiln::scenario::result::Node| node.boots.iter().filter(|b| b.ended == BootEnd::Cut).count();
+    let cut =
+        |node: &kiln::scenario::result::Node| node.boots.iter().filter(|b| b.ended == BootEnd::Cut).count();
     assert!(told.nodes.iter().map(cut).sum::<usize>() >= 3);
 }
 
 /// A scenario of one node, written to a file.
 fn scenario(folder: &Path, name: &str, steps: &str) -> PathBuf {
     let path = folder.join(format!("{name}.toml"));
-    let text = format!("schema = 1\ndescription = \"a test's own\"\nlimit = \"5min\"\n\n[node.one]\nprofile = \"agent\"\n\n{steps}");
+    let text = format!(
+        "schema = 1\ndescription = \"a test's own\"\nlimit = \"5min\"\n\n[node.one]\nprofile = \"agent\"\n\n{steps}"
+    );
     fs_err::write(&path, text).unwrap();
     path
 }
@@ -166,10 +174,13 @@ fn children(parent: u32) -> Vec<(u32, String)> {
     for entry in fs_err::read_dir("/proc").unwrap() {
         let path = entry.unwrap().path();
         let Some(id) = path.file_name().unwrap().to_str().unwrap().parse().ok() else { continue };
-        let (Ok(stat), Ok(line)) = (fs_err::read_to_string(path.join("stat")), fs_err::read(path.join("cmdline"))) else {
+        let (Ok(stat), Ok(line)) =
+            (fs_err::read_to_string(path.join("stat")), fs_err::read(path.join("cmdline")))
+        else {
             continue;
         };
-        let of: Option<u32> = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        let of: Option<u32> =
+            stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
         if of == Some(parent) {
             found.push((id, String::from_utf8_lossy(&line).replace('\0', " ")));
         }
@@ -184,7 +195,8 @@ fn a_qemu_that_is_killed_from_outside_ends_the_run_and_is_told() {
     let file = scenario(reports.path(), "killed", "[[step]]\nname = \"wait\"\nwait = \"10min\"\n");
     let mut running = Running::start(&[file.to_str().unwrap()], reports.path());
     running.wait_for("Ready");
-    let qemu = children(running.child.id()).into_iter().find(|(_, line)| line.contains("qemu-system")).unwrap().0;
+    let qemu =
+        children(running.child.id()).into_iter().find(|(_, line)| line.contains("qemu-system")).unwrap().0;
     rustix::process::kill_process(
         rustix::process::Pid::from_raw(qemu.try_into().unwrap()).unwrap(),
         rustix::process::Signal::KILL,
@@ -204,7 +216,11 @@ fn an_interrupted_run_leaves_no_process_and_no_folder() {
     let file = scenario(reports.path(), "interrupted", "[[step]]\nname = \"wait\"\nwait = \"10min\"\n");
     let stderr = reports.path().join("stderr");
     let out = fs_err::File::create(&stderr).unwrap().into_file();
-    let child = command(&[file.to_str().unwrap()], reports.path()).env("TMPDIR", &temporary).stderr(out).spawn().unwrap();
+    let child = command(&[file.to_str().unwrap()], reports.path())
+        .env("TMPDIR", &temporary)
+        .stderr(out)
+        .spawn()
+        .unwrap();
     let mut running = Running { child, stderr };
     running.wait_for("Booting");
     let end = Instant::now() + Duration::from_secs(120);

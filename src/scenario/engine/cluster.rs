@@ -41,11 +41,7 @@ pub(super) struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    pub(super) fn new(
-        setup: &super::Setup<'a>,
-        net: Net,
-        nodes: BTreeMap<spec::Name, Node<'a>>,
-    ) -> Self {
+    pub(super) fn new(setup: &super::Setup<'a>, net: Net, nodes: BTreeMap<spec::Name, Node<'a>>) -> Self {
         Cluster {
             scenario: setup.scenario,
             images: setup.images,

@@ -70,7 +70,10 @@ pub(super) struct Context<'a> {
 
 impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Context").field("seed", &self.seed).field("factor", &self.factor).finish_non_exhaustive()
+        f.debug_struct("Context")
+            .field("seed", &self.seed)
+            .field("factor", &self.factor)
+            .finish_non_exhaustive()
     }
 }
 
@@ -114,7 +117,12 @@ impl<'a> Context<'a> {
         }
         if Instant::now() > self.end {
             let limit = self.end.duration_since(self.started).as_secs();
-            self.incident(None, format!("the run did not end within its limit of {limit} s"), String::new(), vec![]);
+            self.incident(
+                None,
+                format!("the run did not end within its limit of {limit} s"),
+                String::new(),
+                vec![],
+            );
             return Err(over("the run's limit is over"));
         }
         Ok(())
@@ -126,7 +134,11 @@ impl<'a> Context<'a> {
     }
 
     /// Sleeps while `check` is content.
-    pub(super) fn sleep_while(&self, time: Duration, check: &dyn Fn() -> Result<(), Trouble>) -> Result<(), Trouble> {
+    pub(super) fn sleep_while(
+        &self,
+        time: Duration,
+        check: &dyn Fn() -> Result<(), Trouble>,
+    ) -> Result<(), Trouble> {
         let end = Instant::now() + time;
         loop {
             check()?;
@@ -157,7 +169,13 @@ impl<'a> Context<'a> {
     }
 
     /// Something that makes it useless to go on: it is written down, and the run ends.
-    pub(super) fn incident(&self, node: Option<&str>, what: String, detail: String, console: Vec<ConsoleExcerpt>) {
+    pub(super) fn incident(
+        &self,
+        node: Option<&str>,
+        what: String,
+        detail: String,
+        console: Vec<ConsoleExcerpt>,
+    ) {
         let mut why = lock(&self.why);
         if why.is_some() || self.over.load(Ordering::SeqCst) {
             return;

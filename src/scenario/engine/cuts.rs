@@ -35,7 +35,10 @@ pub(super) fn run(
         let answer = script::run(context, node, &job).map_err(blame)?;
         rounds.push(Evidence {
             node: node.name().to_owned(),
-            command: format!("round {round}: the plug was pulled {} ms after the script began", moment.as_millis()),
+            command: format!(
+                "round {round}: the plug was pulled {} ms after the script began",
+                moment.as_millis()
+            ),
             stdout: format!(
                 "unflushed blocks of 4 KiB: {} lost, {} kept, {} torn\n{}",
                 cut.dropped, cut.kept, cut.torn, answer.stdout

@@ -35,7 +35,8 @@ pub(super) fn make<'a>(
 ) -> anyhow::Result<BTreeMap<spec::Name, Node<'a>>> {
     let mut nodes = BTreeMap::new();
     for (index, node) in setup.scenario.nodes().enumerate() {
-        let image = super::cluster::image(setup.images, node).map_err(|trouble| anyhow::anyhow!(trouble.why))?;
+        let image =
+            super::cluster::image(setup.images, node).map_err(|trouble| anyhow::anyhow!(trouble.why))?;
         let mut exports = Vec::new();
         let mut disks = Vec::new();
         for (number, disk) in node.disks.iter().enumerate() {
@@ -72,7 +73,8 @@ pub(super) fn make<'a>(
         }
         let own = node.credentials.iter().map(|(name, text)| (name.clone(), text.clone().into_bytes()));
         credentials.extend(own);
-        let screen = |step: &spec::Step| matches!(step.action, Action::Screenshot(_)) && step.on.has(&node.name);
+        let screen =
+            |step: &spec::Step| matches!(step.action, Action::Screenshot(_)) && step.on.has(&node.name);
         let config = MachineConfig {
             name: node.name.to_string(),
             arch: Arch::Amd64,

@@ -32,8 +32,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Result;
 use fs_err as fs;
 
-pub use self::cluster::{Image, Images};
 use self::cluster::Cluster;
+pub use self::cluster::{Image, Images};
 use self::context::{Context, millis};
 use self::net::Net;
 use crate::digest::Digest;
@@ -72,14 +72,20 @@ pub struct Setup<'a> {
     /// Who is told what happens.
     pub events: &'a dyn Events,
     /// Called with the judged run while the machines are still up, if they are to be kept; returns when they may go.
-    pub hold: Option<&'a dyn Fn(&Run, &[Attach])>,
+    pub hold: Option<Hold<'a>>,
 }
 
 impl std::fmt::Debug for Setup<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Setup").field("scenario", &self.scenario.name).field("seed", &self.scenario.seed).finish_non_exhaustive()
+        f.debug_struct("Setup")
+            .field("scenario", &self.scenario.name)
+            .field("seed", &self.scenario.seed)
+            .finish_non_exhaustive()
     }
 }
+
+/// Who keeps the machines up, and until when.
+pub type Hold<'a> = &'a dyn Fn(&Run, &[Attach]);
 
 /// Where the shell of a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -270,8 +276,11 @@ fn play(context: &Context<'_>, cluster: &Cluster<'_>, setup: &Setup<'_>, told: &
 
 /// The step that every run ends with: a unit that failed meanwhile is a failure of the run.
 fn at_the_end(cluster: &Cluster<'_>) -> Option<Step> {
-    let up: BTreeSet<spec::Name> =
-        cluster.nodes().filter(|node| node.told().ready().is_some()).map(|node| node.spec().name.clone()).collect();
+    let up: BTreeSet<spec::Name> = cluster
+        .nodes()
+        .filter(|node| node.told().ready().is_some())
+        .map(|node| node.spec().name.clone())
+        .collect();
     Some(Step {
         name: AT_THE_END.to_owned(),
         on: Nodes::new(up.iter().cloned())?,
@@ -299,8 +308,10 @@ fn skipped(context: &Context<'_>, number: u32, step: &Step, why: &str) -> result
 fn last_words(context: &Context<'_>, cluster: &Cluster<'_>) -> Vec<(String, result::Stuck)> {
     let limit = context.limit(LAST_WORDS);
     std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            cluster.nodes().map(|node| (node.name().to_owned(), scope.spawn(move || node.stuck(limit)))).collect();
+        let threads: Vec<_> = cluster
+            .nodes()
+            .map(|node| (node.name().to_owned(), scope.spawn(move || node.stuck(limit))))
+            .collect();
         threads.into_iter().filter_map(|(name, thread)| Some((name, thread.join().ok()??))).collect()
     })
 }
@@ -319,12 +330,18 @@ fn finish(
         let (boots, states) = node.told().history();
         told.findings.extend(node.told().findings());
         let log = format!("logs/{}.console.log", node.name());
-        let saved = fs::create_dir_all(setup.report.join("logs")).and_then(|()| node.save_log(&setup.report.join(&log)));
+        let saved = fs::create_dir_all(setup.report.join("logs"))
+            .and_then(|()| node.save_log(&setup.report.join(&log)));
         let console_log = match saved {
             Ok(true) => Some(log),
             Ok(false) => None,
             Err(error) => {
-                context.incident(Some(node.name()), format!("its console log was not kept: {error}"), String::new(), vec![]);
+                context.incident(
+                    Some(node.name()),
+                    format!("its console log was not kept: {error}"),
+                    String::new(),
+                    vec![],
+                );
                 None
             }
         };
@@ -335,7 +352,11 @@ fn finish(
             role: if spec.product { "product" } else { "edge" }.to_owned(),
             memory_mib: spec.memory.bytes() >> 20,
             cpus: spec.cpus,
-            disks: spec.disks.iter().map(|d| result::Disk { bus: bus_word(d.bus).to_owned(), size: d.size.bytes() }).collect(),
+            disks: spec
+                .disks
+                .iter()
+                .map(|d| result::Disk { bus: bus_word(d.bus).to_owned(), size: d.size.bytes() })
+                .collect(),
             nics: spec.nics.iter().map(nic).collect(),
             boots,
             states,
@@ -386,6 +407,10 @@ fn nic(nic: &spec::Nic) -> result::Nic {
         spec::Address::Dhcp => "dhcp".to_owned(),
         spec::Address::Fixed { ip, .. } => ip.to_string(),
     };
-    result::Nic { network: nic.network.to_string(), model: model.to_owned(), mac: nic.mac.to_string(), address }
+    result::Nic {
+        network: nic.network.to_string(),
+        model: model.to_owned(),
+        mac: nic.mac.to_string(),
+        address,
+    }
 }
-

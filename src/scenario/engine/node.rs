@@ -173,7 +173,10 @@ impl<'a> Node<'a> {
             let power = told.power;
             drop(told);
             if let Some(line) = lost {
-                return Err(Trouble::new(format!("{} will not get ready: its console says `{line}`", self.name())));
+                return Err(Trouble::new(format!(
+                    "{} will not get ready: its console says `{line}`",
+                    self.name()
+                )));
             }
             if power == Power::Off {
                 return Err(Trouble::new(format!("{} is off", self.name())));
@@ -217,7 +220,12 @@ impl<'a> Node<'a> {
     }
 
     /// Runs a script with `set -eu`. One that does not end is an error with what it said so far.
-    pub(super) fn run(&self, context: &Context<'_>, script: &str, limit: Duration) -> Result<Output, Trouble> {
+    pub(super) fn run(
+        &self,
+        context: &Context<'_>,
+        script: &str,
+        limit: Duration,
+    ) -> Result<Output, Trouble> {
         let output = self.ask(context, |door| door.run(&format!("set -eu\n{script}"), limit))?;
         if output.ending == door::Ending::Done {
             return Ok(output);
@@ -235,15 +243,31 @@ impl<'a> Node<'a> {
         Err(Trouble::new(why).with(evidence))
     }
 
-    pub(super) fn wait_for_unit(&self, context: &Context<'_>, unit: &str, limit: Duration) -> Result<(), Trouble> {
+    pub(super) fn wait_for_unit(
+        &self,
+        context: &Context<'_>,
+        unit: &str,
+        limit: Duration,
+    ) -> Result<(), Trouble> {
         self.ask(context, |door| door.wait_for_unit(unit, limit))
     }
 
-    pub(super) fn wait_for_port(&self, context: &Context<'_>, port: u16, limit: Duration) -> Result<(), Trouble> {
+    pub(super) fn wait_for_port(
+        &self,
+        context: &Context<'_>,
+        port: u16,
+        limit: Duration,
+    ) -> Result<(), Trouble> {
         self.ask(context, |door| door.wait_for_port(port, limit))
     }
 
-    pub(super) fn put(&self, context: &Context<'_>, bytes: &[u8], to: &str, limit: Duration) -> Result<(), Trouble> {
+    pub(super) fn put(
+        &self,
+        context: &Context<'_>,
+        bytes: &[u8],
+        to: &str,
+        limit: Duration,
+    ) -> Result<(), Trouble> {
         self.ask(context, |door| door.put(bytes, to, 0o644, limit))
     }
 
@@ -266,7 +290,10 @@ impl<'a> Node<'a> {
             }
             if Instant::now() > end {
                 let seconds = limit.as_secs();
-                return Err(Trouble::new(format!("{}: no line of its console has `{pattern}` after {seconds} s", self.name())));
+                return Err(Trouble::new(format!(
+                    "{}: no line of its console has `{pattern}` after {seconds} s",
+                    self.name()
+                )));
             }
             std::thread::sleep(STEP);
         }
@@ -296,7 +323,10 @@ impl<'a> Node<'a> {
             drop(told);
             if Instant::now() > end {
                 let seconds = limit.as_secs();
-                return Err(Trouble::new(format!("{} did not say `{pattern}` within {seconds} s", self.name())));
+                return Err(Trouble::new(format!(
+                    "{} did not say `{pattern}` within {seconds} s",
+                    self.name()
+                )));
             }
             std::thread::sleep(STEP);
         }
@@ -347,7 +377,12 @@ impl<'a> Node<'a> {
     }
 
     /// Begins `script`, pulls the plug `after` that, and plugs it in again.
-    pub(super) fn cut_while(&self, context: &Context<'_>, script: &str, after: Duration) -> Result<Cut, Trouble> {
+    pub(super) fn cut_while(
+        &self,
+        context: &Context<'_>,
+        script: &str,
+        after: Duration,
+    ) -> Result<Cut, Trouble> {
         let _life = lock(&self.life);
         let door = self.door()?;
         let script = format!("set -eu\n{script}");
@@ -376,7 +411,9 @@ impl<'a> Node<'a> {
     /// Kills QEMU and lets the disks lose what they lose.
     fn cut(&self, context: &Context<'_>) -> Result<Cut, Trouble> {
         let mut running = lock(&self.running);
-        let Some(running) = running.as_mut() else { return Err(Trouble::new(format!("{} is off", self.name()))) };
+        let Some(running) = running.as_mut() else {
+            return Err(Trouble::new(format!("{} is off", self.name())));
+        };
         running.machine.power_cut();
         running.door.breaker().trip("its plug was pulled");
         running.door.forget();
@@ -419,7 +456,9 @@ impl<'a> Node<'a> {
 
     fn machine(&self, act: impl FnOnce(&mut Machine) -> Result<(), Failure>) -> Result<(), Trouble> {
         let mut running = lock(&self.running);
-        let Some(running) = running.as_mut() else { return Err(Trouble::new(format!("{} is off", self.name()))) };
+        let Some(running) = running.as_mut() else {
+            return Err(Trouble::new(format!("{} is off", self.name())));
+        };
         Ok(act(&mut running.machine)?)
     }
 

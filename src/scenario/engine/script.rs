@@ -39,8 +39,9 @@ pub(super) struct Job<'a> {
 pub(super) fn run(context: &Context<'_>, node: &Node<'_>, job: &Job<'_>) -> Result<Answer, Trouble> {
     let (name, end) = (node.name(), Instant::now() + job.limit);
     let fill = |text: &Text| {
-        text.fill(name, &context.record().saved)
-            .map_err(|name| Trouble::new(format!("`{{{name}}}` is not known: no earlier step saved it for this node")))
+        text.fill(name, &context.record().saved).map_err(|name| {
+            Trouble::new(format!("`{{{name}}}` is not known: no earlier step saved it for this node"))
+        })
     };
     let script = fill(job.script)?;
     let wanted = job.expect.stdout.as_ref().map(fill).transpose()?;
@@ -48,7 +49,8 @@ pub(super) fn run(context: &Context<'_>, node: &Node<'_>, job: &Job<'_>) -> Resu
     loop {
         attempts += 1;
         // Also the last try, begun at the last moment, has some time: a command needs longer than nothing.
-        let left = end.saturating_duration_since(Instant::now()).max(job.limit / 10).max(Duration::from_secs(1));
+        let left =
+            end.saturating_duration_since(Instant::now()).max(job.limit / 10).max(Duration::from_secs(1));
         let tried = node
             .run(context, &script, left)
             .and_then(|output| judge(name, &script, &output, job.expect, wanted.as_deref()));
@@ -97,7 +99,10 @@ fn judge(
         Err(Trouble::new(format!("{node}: {why}")).with(evidence.clone()))
     };
     if expect.fails && output.status == 0 {
-        return wrong("it succeeded and should have failed".to_owned(), "an exit code other than 0".to_owned());
+        return wrong(
+            "it succeeded and should have failed".to_owned(),
+            "an exit code other than 0".to_owned(),
+        );
     }
     if !expect.fails && output.status != 0 {
         let said = String::from_utf8_lossy(&output.stderr);
@@ -134,8 +139,10 @@ pub(super) fn compare(outputs: &BTreeMap<String, String>, equal: bool) -> Result
     let clash = by_text.iter().find(|(_, nodes)| nodes.len() > 1);
     let why = match (equal, clash) {
         (true, _) if by_text.len() > 1 => {
-            let said: Vec<String> =
-                by_text.iter().map(|(text, nodes)| format!("{}: `{}`", nodes.join(", "), brief(text))).collect();
+            let said: Vec<String> = by_text
+                .iter()
+                .map(|(text, nodes)| format!("{}: `{}`", nodes.join(", "), brief(text)))
+                .collect();
             format!("the nodes differ: {}", said.join("; "))
         }
         (false, Some((text, nodes))) => format!("{} say the same: `{}`", nodes.join(" and "), brief(text)),
@@ -150,7 +157,13 @@ mod tests {
     use crate::qemu::door::Ending;
 
     fn output(status: i32, stdout: &str, stderr: &str) -> Output {
-        Output { status, stdout: stdout.into(), stderr: stderr.into(), elapsed: Duration::ZERO, ending: Ending::Done }
+        Output {
+            status,
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            elapsed: Duration::ZERO,
+            ending: Ending::Done,
+        }
     }
 
     fn why(output: &Output, expect: &Expect, wanted: Option<&str>) -> Option<String> {
@@ -164,7 +177,10 @@ mod tests {
     fn a_script_is_judged_by_its_code_its_output_and_a_pattern() {
         let plain = Expect::default();
         assert_eq!(why(&output(0, "x", ""), &plain, None), None);
-        assert_eq!(why(&output(3, "", "a\nno such file\n"), &plain, None).unwrap(), "n1: it ended with code 3: no such file");
+        assert_eq!(
+            why(&output(3, "", "a\nno such file\n"), &plain, None).unwrap(),
+            "n1: it ended with code 3: no such file"
+        );
         assert_eq!(why(&output(0, " a \n", ""), &plain, Some("a")), None);
         assert_eq!(why(&output(0, "b", ""), &plain, Some("a")).unwrap(), "n1: it said `b`, not `a`");
         let fails = Expect { fails: true, ..plain.clone() };
@@ -177,7 +193,8 @@ mod tests {
 
     #[test]
     fn outputs_of_nodes_are_compared_both_ways() {
-        let of = |texts: &[(&str, &str)]| texts.iter().map(|(n, t)| ((*n).to_owned(), (*t).to_owned())).collect();
+        let of =
+            |texts: &[(&str, &str)]| texts.iter().map(|(n, t)| ((*n).to_owned(), (*t).to_owned())).collect();
         let (same, mixed) = (of(&[("a", "1"), ("b", "1")]), of(&[("a", "1"), ("b", "2")]));
         assert!(compare(&same, true).is_ok() && compare(&mixed, false).is_ok());
         assert_eq!(compare(&same, false).unwrap_err().why, "a and b say the same: `1`");

@@ -75,8 +75,12 @@ fn act(
     nodes: &[&Node<'_>],
 ) -> Result<Done, Trouble> {
     let limit = context.limit(step.limit);
-    let each = |work: &(dyn Fn(&Node<'_>) -> Result<Done, Trouble> + Sync)| gather(cluster.each(nodes, |node| work(node)));
-    let plain = |work: &(dyn Fn(&Node<'_>) -> Result<(), Trouble> + Sync)| each(&|node| work(node).map(|()| Done::default()));
+    let each = |work: &(dyn Fn(&Node<'_>) -> Result<Done, Trouble> + Sync)| {
+        gather(cluster.each(nodes, |node| work(node)))
+    };
+    let plain = |work: &(dyn Fn(&Node<'_>) -> Result<(), Trouble> + Sync)| {
+        each(&|node| work(node).map(|()| Done::default()))
+    };
     match &step.action {
         Action::Start => plain(&|node| node.start(context)),
         Action::Ready => plain(&|node| node.wait_ready(context, limit)),
@@ -122,7 +126,10 @@ fn act(
         Action::PowerCut => each(&|node| {
             let cut = node.power_cut(context)?;
             node.wait_ready(context, limit)?;
-            let text = format!("unflushed blocks of 4 KiB: {} lost, {} kept, {} torn", cut.dropped, cut.kept, cut.torn);
+            let text = format!(
+                "unflushed blocks of 4 KiB: {} lost, {} kept, {} torn",
+                cut.dropped, cut.kept, cut.torn
+            );
             Ok(Done::of(seen(node, "power cut", text)))
         }),
         Action::PowerOff => plain(&|node| node.power_off(context, limit)),
@@ -190,7 +197,11 @@ fn gather(answers: Vec<Result<Done, Trouble>>) -> Result<Done, Trouble> {
             }
         }
     }
-    if wrong.is_empty() { Ok(all) } else { Err(Trouble { why: wrong.join("\n"), evidence: all.evidence, over }) }
+    if wrong.is_empty() {
+        Ok(all)
+    } else {
+        Err(Trouble { why: wrong.join("\n"), evidence: all.evidence, over })
+    }
 }
 
 fn blamed(mut evidence: Vec<Evidence>) -> Vec<Evidence> {

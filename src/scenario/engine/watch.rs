@@ -126,7 +126,8 @@ impl Told {
         self.end(context, how.unwrap_or(BootEnd::Panic));
         if how.is_none() {
             let line = self.lines.back().map(|line| line.text.clone()).unwrap_or_default();
-            let console = vec![crate::scenario::result::ConsoleExcerpt { node: self.name.clone(), lines: self.tail() }];
+            let console =
+                vec![crate::scenario::result::ConsoleExcerpt { node: self.name.clone(), lines: self.tail() }];
             let what = "it restarted and nobody told it to".to_owned();
             context.incident(Some(&self.name), what, format!("its last line was: {line}"), console);
         }
@@ -144,7 +145,8 @@ impl Told {
         self.end(context, BootEnd::Died);
         self.ready = None;
         self.enter(context, NodeState::Down);
-        let console = vec![crate::scenario::result::ConsoleExcerpt { node: self.name.clone(), lines: self.tail() }];
+        let console =
+            vec![crate::scenario::result::ConsoleExcerpt { node: self.name.clone(), lines: self.tail() }];
         context.incident(Some(&self.name), failure.to_string(), failure.hints().join("\n"), console);
     }
 
@@ -165,7 +167,10 @@ impl Told {
         // The first lines of Linux (init/main.c) and of systemd as PID 1 (src/core/main.c).
         if self.state() == NodeState::Firmware && line.contains("Linux version ") {
             self.enter(context, NodeState::Kernel);
-        } else if self.state() == NodeState::Kernel && line.contains("systemd") && line.contains("running in system mode") {
+        } else if self.state() == NodeState::Kernel
+            && line.contains("systemd")
+            && line.contains("running in system mode")
+        {
             self.enter(context, NodeState::Userspace);
         }
         self.health.line(Duration::from_millis(at_ms), line);
@@ -179,8 +184,10 @@ impl Told {
             let finding = finding(found);
             context.events.finding(&finding);
             if found.is_bad() && found.severity == health::Severity::Fatal {
-                let console =
-                    vec![crate::scenario::result::ConsoleExcerpt { node: self.name.clone(), lines: self.tail() }];
+                let console = vec![crate::scenario::result::ConsoleExcerpt {
+                    node: self.name.clone(),
+                    lines: self.tail(),
+                }];
                 let what = format!("{}: {}", found.about, found.line);
                 context.incident(Some(&self.name), what, found.look.to_owned(), console);
             }
