@@ -62,6 +62,7 @@ pub mod qemu;
 pub mod rebuild;
 pub mod rootfs;
 pub mod sbom;
+pub mod scenario;
 pub mod spec;
 pub mod squeeze;
 pub mod store;

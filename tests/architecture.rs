@@ -70,6 +70,13 @@ fn the_streams_are_written_in_ui_only() {
 }
 
 #[test]
+fn only_the_style_of_the_report_is_not_escaped() {
+    only("PreEscaped(", |file| file == "src/scenario/report/html/mod.rs");
+    let page = fs_err::read_to_string(here().join("src/scenario/report/html/mod.rs")).unwrap();
+    assert_eq!(code(&page).matches("PreEscaped(").count(), 1);
+}
+
+#[test]
 fn unsafe_code_is_in_sys_only() {
     only("unsafe {", |file| file == "src/sys.rs");
     only("allow(unsafe_code)", |file| file == "src/sys.rs");
