@@ -112,6 +112,18 @@ pub fn peak_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Gives memory that was freed back to the system; the C library keeps it for later (malloc_trim(3), glibc alone has it).
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> i32;
+        }
+        // SAFETY: malloc_trim takes any number, and locks the allocator itself: it is MT-Safe by malloc_trim(3).
+        unsafe { malloc_trim(0) };
+    }
+}
+
 /// Lets [`peak_memory`] count from now on (`clear_refs` of proc_pid_clear_refs(5)); without /proc it goes on from the start.
 pub fn reset_peak_memory() {
     if let Err(error) = fs_err::write("/proc/self/clear_refs", "5") {

@@ -108,6 +108,7 @@ const AT_THE_END: &str = "no unit has failed in the end";
 pub fn run(setup: &Setup<'_>) -> Result<Run> {
     let scenario = setup.scenario;
     // What baking the images took is not what a run takes.
+    crate::sys::release_memory();
     crate::sys::reset_peak_memory();
     let factor = setup.calibration.factor(peak(scenario).nodes);
     let context = Context::new(setup.events, scenario.seed, factor, scenario.limit);
