@@ -217,6 +217,14 @@ struct Request<'r> {
     end: Instant,
 }
 
+/// What a guest said to a request.
+#[derive(Default)]
+struct Reply {
+    answer: Option<Answer>,
+    out: Vec<u8>,
+    err: Vec<u8>,
+}
+
 impl Door {
     /// A door over a port named [`PORT`] of a machine that has [`credentials`].
     pub fn new(port: Arc<Console>) -> Self {
@@ -275,7 +283,7 @@ impl Door {
         let mut request = self.request(open, &what)?;
         request.end = Instant::now() + limit + GRACE;
         self.send(&wire::run(&request.session, request.id, command, stdin, limit), &what)?;
-        let (answer, mut out, mut err) = self.answer(&request)?;
+        let Reply { answer, mut out, mut err } = self.reply(&request)?;
         let answer = answer.ok_or_else(|| self.failure(&what, "sent an answer that makes no sense"))?;
         self.rest(&request, Stream::Out, answer.out, &mut out)?;
         self.rest(&request, Stream::Err, answer.err, &mut err)?;
@@ -341,7 +349,7 @@ impl Door {
         let _turn = self.turn(end)?;
         let request = self.request(end, "it was told to crash")?;
         self.send(&format!("crash {} {}\n", request.session, request.id), request.what)?;
-        self.answer(&request)?;
+        self.reply(&request)?;
         self.forget();
         Ok(())
     }
@@ -364,8 +372,8 @@ impl Door {
             let end = Instant::now() + GRACE;
             let request = Request { session: first.session.clone(), id: self.id(), what: first.what, end };
             self.send(&wire::more(&request.session, request.id, stream, offset), request.what)?;
-            let (_, out, err) = self.answer(&request)?;
-            let mut part = if stream == Stream::Out { out } else { err };
+            let reply = self.reply(&request)?;
+            let mut part = if stream == Stream::Out { reply.out } else { reply.err };
             // A daemon may write on, or empty the file.
             part.truncate(usize::try_from(size - offset).unwrap_or(usize::MAX));
             if part.is_empty() {
@@ -442,10 +450,15 @@ impl Door {
         }
     }
 
+<<<<<<< HEAD
     /// Reads up to the end of the answer.
     fn answer(&self, request: &Request<'_>) -> Result<Answered, Failure> {
+=======
+    /// Reads up to the end of the reply.
+    fn reply(&self, request: &Request<'_>) -> Result<Reply, Failure> {
+>>>>>>> h/guest
         let (id, what) = (request.id, request.what);
-        let (mut answer, mut out, mut err) = (None, Vec::new(), Vec::new());
+        let mut reply = Reply::default();
         loop {
             crate::sys::check_interrupt()?;
             if self.wire().session.as_ref() != Some(&request.session) {
@@ -463,13 +476,13 @@ impl Door {
             };
             match wire::parse(&line) {
                 Some(Line::Hello(session)) => self.take(session),
-                Some(Line::Answer(number, got)) if number == id => answer = Some(got),
-                Some(Line::Part(number, Stream::Out, bytes)) if number == id => out = bytes,
-                Some(Line::Part(number, Stream::Err, bytes)) if number == id => err = bytes,
+                Some(Line::Answer(number, got)) if number == id => reply.answer = Some(got),
+                Some(Line::Part(number, Stream::Out, bytes)) if number == id => reply.out = bytes,
+                Some(Line::Part(number, Stream::Err, bytes)) if number == id => reply.err = bytes,
                 Some(Line::Broken(number)) if number == id => {
                     return Err(self.failure(what, "got the request in part or could not store it"));
                 }
-                Some(Line::End(number)) if number == id => return Ok((answer, out, err)),
+                Some(Line::End(number)) if number == id => return Ok(reply),
                 // Rubbish, or the late answer to a request that was given up.
                 _ => {}
             }

@@ -82,7 +82,8 @@ impl Guest {
         child.stdin.take().unwrap().write_all(input).ok();
         let output = child.wait_with_output().unwrap();
         let status = output.status.code().unwrap();
-        let mut text = "\u{1}rubbish\nanswer 0 9 done 0 0 0 0\nout 0 AAAA\nend 0\nanswer x\n".to_owned();
+        let rubbish = "\u{1}rubbish\nanswer 0 9 done 0 0 0 0\nout 0 AAAA\nend 0\nanswer x\n";
+        let mut text = rubbish.to_owned();
         text +=
             &format!("answer {id} {status} done 1.00 1.25 {} {}\n", output.stdout.len(), output.stderr.len());
         for (name, bytes) in [("out", &output.stdout), ("err", &output.stderr)] {
@@ -90,7 +91,7 @@ impl Guest {
             text += &format!("{name} {id} {}\n", STANDARD.encode(part));
         }
         self.output = output.stdout;
-        self.say(&(text + &format!("end {id}\n")));
+        self.say(&(text + rubbish + &format!("end {id}\n")));
         true
     }
 }
@@ -244,9 +245,11 @@ fn files_go_in_and_come_out_whatever_their_bytes_and_names() {
 fn waiting_tries_once_more_when_the_time_is_over() {
     let Fixture { door, folder, .. } = fixture();
     let count = folder.path().join("count");
-    // Succeeds at the third try.
-    let command = format!("echo >>{0}; [ $(wc -l <{0}) = 3 ] && echo there", count.display());
-    assert_eq!(door.wait_until_succeeds(&command, SOON).unwrap().text(), "there");
+    let command = |n| format!("echo >>{0}; [ $(wc -l <{0}) = {n} ] && echo there", count.display());
+    assert_eq!(door.wait_until_succeeds(&command(3), SOON).unwrap().text(), "there");
+    // The second try is after the end, however short the time is.
+    let soon = Duration::from_millis(1);
+    assert_eq!(door.wait_until_succeeds(&command(5), soon).unwrap().text(), "there");
     let failure = door.wait_until_succeeds("echo not yet; false", Duration::ZERO).unwrap_err();
     assert!(failure.hints()[0].contains("not yet"), "{failure:?}");
 }

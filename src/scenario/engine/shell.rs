@@ -6,7 +6,6 @@ Description=Shell for kiln test attach
 DefaultDependencies=no
 After=var.mount
 [Service]
-Type=idle
 ExecStart=-/bin/sh -l
 WorkingDirectory=/
 Environment=HOME=/root TERM=vt220 PS1=%H#\\x20
