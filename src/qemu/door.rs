@@ -173,9 +173,6 @@ impl Breaker {
     }
 }
 
-/// What came back for a request: how it ended, and what of stdout and stderr came with it.
-type Answered = (Option<Answer>, Vec<u8>, Vec<u8>);
-
 /// The near end of a door. Commands of several threads wait for each other.
 #[derive(Debug)]
 pub struct Door {
@@ -450,13 +447,8 @@ impl Door {
         }
     }
 
-<<<<<<< HEAD
-    /// Reads up to the end of the answer.
-    fn answer(&self, request: &Request<'_>) -> Result<Answered, Failure> {
-=======
     /// Reads up to the end of the reply.
     fn reply(&self, request: &Request<'_>) -> Result<Reply, Failure> {
->>>>>>> h/guest
         let (id, what) = (request.id, request.what);
         let mut reply = Reply::default();
         loop {

@@ -15,11 +15,7 @@ use super::node::{Node, Setup};
 /// For what takes a moment on any host.
 const MOMENT: Duration = Duration::from_secs(120);
 
-<<<<<<< HEAD
-#[expect(clippy::print_stdout, reason = "figures for who runs it with --nocapture")]
-=======
 #[expect(clippy::print_stdout, reason = "figures for the person who runs the tests")]
->>>>>>> h/guest
 fn say(text: &str) {
     println!("{text}");
 }
