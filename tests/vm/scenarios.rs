@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use kiln::scenario::result::{Outcome, Run as Told};
+use kiln::scenario::result::{BootEnd, Outcome, Run as Told};
 
 use super::common::{images, run::Run};
 use super::node::Slot;
@@ -78,6 +78,14 @@ fn the_scenario_three_node_passes_with_one_image_for_both_agents() {
 #[test]
 fn the_scenario_nfs_passes() {
     passes("nfs", &[]);
+}
+
+#[test]
+fn the_scenario_faults_passes_with_a_handful_of_power_cuts() {
+    let told = passes("faults", &["--cuts", "3"]);
+    let cut =
+        |node: &kiln::scenario::result::Node| node.boots.iter().filter(|b| b.ended == BootEnd::Cut).count();
+    assert!(told.nodes.iter().map(cut).sum::<usize>() >= 3);
 }
 
 /// A scenario of one node, written to a file.
