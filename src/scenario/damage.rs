@@ -42,9 +42,8 @@ pub fn flip(image: &Path, manifest: &Manifest, part: DamagedPart) -> Result<Flip
         DamagedPart::Uki => {
             let esp = find("esp")?;
             let word = format!("roothash={}", manifest.root_hash);
-            let bytes =
-                read(image, esp).with_context(|| format!("reading the ESP of {}", image.display()))?;
-            let found = bytes.windows(word.len()).position(|window| window == word.as_bytes());
+            let found = find_bytes(image, esp, word.as_bytes())
+                .with_context(|| format!("reading the ESP of {}", image.display()))?;
             let last = word.bytes().last().unwrap_or(b'0');
             let other = if last == b'0' { b'1' } else { b'0' };
             let begin = found.ok_or_else(|| {
@@ -54,20 +53,38 @@ pub fn flip(image: &Path, manifest: &Manifest, part: DamagedPart) -> Result<Flip
                 )
                 .hint("`kiln build` makes both anew")
             })?;
-            let inside = u64::try_from(begin + word.len() - 1).unwrap_or(0);
-            Ok(Flip { offset: esp.offset + inside, xor: last ^ other })
+            let last_digit = begin + word.len() as u64 - 1;
+            Ok(Flip { offset: esp.offset + last_digit, xor: last ^ other })
         }
     }
 }
 
-/// The bytes of a partition, up to the last that is not a hole.
-fn read(image: &Path, partition: &PartitionInfo) -> std::io::Result<Vec<u8>> {
+/// How much of a partition is looked at in one go; an ESP is hundreds of MiB, and kiln is to stay small.
+const CHUNK: u64 = 1 << 20;
+
+/// Where `word` begins in a partition, in bytes from the partition's beginning.
+fn find_bytes(image: &Path, partition: &PartitionInfo, word: &[u8]) -> std::io::Result<Option<u64>> {
     use std::io::Read;
-    let file = fs::File::open(image)?;
+    let mut file = fs::File::open(image)?;
     seek(&file, SeekFrom::Start(partition.offset))?;
-    let mut bytes = Vec::new();
-    file.take(partition.size).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let mut left = partition.size;
+    let mut window = Vec::new();
+    let mut begin = 0;
+    while left > 0 {
+        let read = file.by_ref().take(left.min(CHUNK)).read_to_end(&mut window)?;
+        if let Some(found) = window.windows(word.len()).position(|bytes| bytes == word) {
+            return Ok(Some(begin + found as u64));
+        }
+        if read == 0 {
+            break;
+        }
+        left -= read as u64;
+        // The end stays, as the word may begin there.
+        let gone = window.len().saturating_sub(word.len() - 1);
+        window.drain(..gone);
+        begin += gone as u64;
+    }
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -93,13 +110,28 @@ mod tests {
         let mut disk = vec![0; 32768];
         disk[1000..1000 + word.len()].copy_from_slice(word.as_bytes());
         fs::write(&image, &disk).unwrap();
-        let flip = |part| super::flip(&image, &manifest, part);
-        assert_eq!(flip(DamagedPart::Root).unwrap(), Flip { offset: 16384 + 1124, xor: 1 });
-        assert_eq!(flip(DamagedPart::Verity).unwrap(), Flip { offset: 8192 + 4101, xor: 1 });
-        let Flip { offset, xor } = flip(DamagedPart::Uki).unwrap();
+        assert_eq!(
+            super::flip(&image, &manifest, DamagedPart::Root).unwrap(),
+            Flip { offset: 16384 + 1124, xor: 1 }
+        );
+        assert_eq!(
+            super::flip(&image, &manifest, DamagedPart::Verity).unwrap(),
+            Flip { offset: 8192 + 4101, xor: 1 }
+        );
+        let Flip { offset, xor } = super::flip(&image, &manifest, DamagedPart::Uki).unwrap();
         let at = usize::try_from(offset).unwrap();
         assert_eq!(at, 1000 + word.len() - 1);
         assert!((disk[at] ^ xor).is_ascii_hexdigit() && xor != 0, "still a digit, and another one");
+        // Across the border of two chunks, and in the last bytes.
+        let chunk = usize::try_from(CHUNK).unwrap();
+        for at in [chunk - 3, 2 * chunk - 10, 3 * chunk - word.len()] {
+            let mut disk = vec![0; 3 * chunk + 512];
+            disk[512 + at..512 + at + word.len()].copy_from_slice(word.as_bytes());
+            fs::write(&image, &disk).unwrap();
+            manifest.disk.partitions[0].size = 3 * CHUNK;
+            let Flip { offset, .. } = super::flip(&image, &manifest, DamagedPart::Uki).unwrap();
+            assert_eq!(offset, 512 + (at + word.len()) as u64 - 1);
+        }
         fs::write(&image, vec![0; 32768]).unwrap();
         assert!(
             super::flip(&image, &manifest, DamagedPart::Uki)

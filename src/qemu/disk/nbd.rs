@@ -72,6 +72,9 @@ const ENOSPC: u32 = 28;
 
 /// The largest read or write: what the specification lets clients assume.
 const LONGEST: u32 = 32 << 20;
+/// The largest that clients are asked to send: QEMU divides what firmware reads at once, so that ten disks together need no more
+/// memory than one request of [`LONGEST`].
+const LONGEST_ASKED: u32 = 1 << 20;
 /// The largest option: a name of 4096 bytes and a list of every kind of information fit.
 const LONGEST_OPTION: u32 = 64 << 10;
 /// A buffer beyond this is given back after the request.
@@ -139,7 +142,7 @@ fn negotiate(reader: &mut impl Read, writer: &mut impl Write, disk: &impl Disk) 
             OPT_INFO | OPT_GO => match export_name(&data) {
                 None => reply(REP_ERR_INVALID, b"the option's lengths do not fit")?,
                 Some([]) => {
-                    let (size, sizes) = (disk.size(), [disk.block_size(), 4096, LONGEST]);
+                    let (size, sizes) = (disk.size(), [disk.block_size(), 4096, LONGEST_ASKED]);
                     let sizes: Vec<u8> = sizes.into_iter().flat_map(u32::to_be_bytes).collect();
                     let about =
                         [&INFO_EXPORT.to_be_bytes(), &size.to_be_bytes()[..], &TRANSMISSION.to_be_bytes()];

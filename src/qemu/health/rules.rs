@@ -1,8 +1,11 @@
 //! The lines by which a sick machine is known, each with an example from the source that prints it.
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 
-use regex::bytes::{RegexSet, RegexSetBuilder};
+use regex_automata::meta::{Cache, Config, Regex};
+use regex_automata::nfa::thompson::WhichCaptures;
+use regex_automata::util::syntax;
+use regex_automata::{Input, MatchKind, PatternSet};
 
 use super::{Expected, Severity};
 
@@ -348,15 +351,36 @@ pub static RULES: &[Rule] = &[
 ];
 
 /// All patterns in one automaton: a line is read once, whatever the number of rules.
-static SET: LazyLock<RegexSet> = LazyLock::new(|| {
-    RegexSetBuilder::new(RULES.iter().map(|rule| rule.pattern))
-        .unicode(false)
-        .build()
-        .expect("constant patterns are valid")
+///
+/// The automaton's cache takes about 15 MB, and `regex` would keep one for each of several threads. Consoles are slow, so all take turns
+/// at one.
+struct Automaton {
+    regex: Regex,
+    scratch: Mutex<(Cache, PatternSet)>,
+}
+
+static AUTOMATON: LazyLock<Automaton> = LazyLock::new(|| {
+    let patterns: Vec<_> = RULES.iter().map(|rule| rule.pattern).collect();
+    // As `regex::bytes::RegexSet` does it: every pattern that matches is told, and bytes need not be UTF-8.
+    let regex = Regex::builder()
+        .syntax(syntax::Config::new().unicode(false).utf8(false))
+        .configure(
+            Config::new().match_kind(MatchKind::All).utf8_empty(false).which_captures(WhichCaptures::None),
+        )
+        .build_many(&patterns)
+        .expect("constant patterns are valid");
+    let scratch = Mutex::new((regex.create_cache(), PatternSet::new(regex.pattern_len())));
+    Automaton { regex, scratch }
 });
 
 /// The first rule that matches the line, and its number.
 pub(super) fn find(line: &str) -> Option<(usize, &'static Rule)> {
-    let index = SET.matches(line.as_bytes()).iter().next()?;
+    let Automaton { regex, scratch } = &*AUTOMATON;
+    // A search that panicked leaves a cache that the next one begins anew with.
+    let mut scratch = scratch.lock().unwrap_or_else(PoisonError::into_inner);
+    let (cache, found) = &mut *scratch;
+    found.clear();
+    regex.which_overlapping_matches_with(cache, &Input::new(line), found);
+    let index = found.iter().next()?.as_usize();
     Some((index, RULES.get(index)?))
 }
