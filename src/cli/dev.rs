@@ -1,6 +1,6 @@
 //! `kiln dev`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::{Subcommand, ValueEnum};
@@ -12,6 +12,7 @@ use crate::arch::Arch;
 use crate::bench;
 use crate::config::Config;
 use crate::packages::Work;
+use crate::recipe::RecipeSpec;
 use crate::spec::{Archive, Layer, Tools};
 
 /// Arguments of `kiln dev`.
@@ -44,6 +45,12 @@ enum Verb {
         #[arg(value_enum)]
         file: SchemaFile,
     },
+    /// Make a sandbox and run a program in it; kiln calls itself so
+    #[command(hide = true)]
+    Sandbox {
+        /// File with the plan
+        plan: PathBuf,
+    },
     /// Measure whole builds: cold, with nothing to do, and after one changed line
     Bench {
         /// Profile to build
@@ -64,6 +71,16 @@ enum Verb {
     },
 }
 
+impl Args {
+    /// The plan of a sandbox that this process is to make.
+    pub(super) fn sandbox(&self) -> Option<&Path> {
+        match &self.verb {
+            Verb::Sandbox { plan } => Some(plan),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum CompletionShell {
     /// GNU bash
@@ -80,6 +97,8 @@ enum SchemaFile {
     Debian,
     /// images/tools.toml
     Tools,
+    /// recipe.toml of a recipe
+    Recipe,
     /// Any other file in images/, and those in profiles/
     Layer,
     /// The user's own config.toml
@@ -106,6 +125,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
             context.ui.status("Wrote", format!("man pages into {}", dir.display()));
             Ok(())
         }
+        // main() sees to it before anything else.
+        Verb::Sandbox { .. } => Ok(()),
         Verb::Schema { file } => context.ui.result_json(&schema(*file)),
         Verb::Bench { profile, arch, runs, threads } => {
             let (project, locked) = context.locked()?;
@@ -134,6 +155,7 @@ fn schema(file: SchemaFile) -> schemars::Schema {
     match file {
         SchemaFile::Debian => schemars::schema_for!(Archive),
         SchemaFile::Tools => schemars::schema_for!(Tools),
+        SchemaFile::Recipe => schemars::schema_for!(RecipeSpec),
         SchemaFile::Layer => schemars::schema_for!(Layer),
         SchemaFile::Config => schemars::schema_for!(Config),
     }
@@ -148,6 +170,7 @@ mod tests {
         for (file, key) in [
             (SchemaFile::Debian, "suite"),
             (SchemaFile::Tools, "set"),
+            (SchemaFile::Recipe, "outputs"),
             (SchemaFile::Layer, "packages"),
             (SchemaFile::Config, "mirrors"),
         ] {

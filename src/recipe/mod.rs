@@ -13,12 +13,17 @@
 //! [`build`] makes what is missing, recipes that do not need each other side by side; [`check`] builds once more under other
 //! circumstances and compares. How a build is shut in is [`crate::sandbox`]'s.
 
-pub mod build;
-pub mod check;
-pub mod output;
-pub mod spec;
+mod build;
+mod check;
+mod fetch;
+mod key;
+mod output;
+mod root;
+mod run;
+mod spec;
 
-pub use build::{Built, Options, build};
-pub use check::check;
-pub use output::{Kind, Node, OutputTree};
-pub use spec::{Input, Limits, Recipe, RecipeFile, RecipeSpec, Recipes, Source};
+pub use build::{Built, Options, build, find, step_key};
+pub use check::{check, verdict};
+pub use fetch::hashes;
+pub use output::{Node, OutputTree};
+pub use spec::{FOLDER, Input, Limits, Recipe, RecipeFile, RecipeSpec, Recipes, Source, Span};

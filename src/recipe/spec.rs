@@ -20,7 +20,7 @@ use crate::tree::TreePath;
 /// Folder of the recipes in a project.
 pub const FOLDER: &str = "images/recipes";
 /// Name of the TOML file in a recipe's folder.
-pub const FILE: &str = "recipe.toml";
+pub(super) const FILE: &str = "recipe.toml";
 
 /// What a `recipe.toml` says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -31,10 +31,26 @@
 //!
 //! namespaces(7), user_namespaces(7), pid_namespaces(7), capabilities(7), seccomp(2).
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+mod filter;
+mod inner;
+mod mounts;
+mod outer;
+mod refusal;
+mod watch;
 
+pub use outer::main;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use fs_err as fs;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Failure, Kind};
+use crate::exec::Tool;
+use crate::sys;
 
 /// User and group of the program, seen from inside.
 pub const ID: u32 = 1000;
@@ -97,6 +113,8 @@ pub enum Report {
     Signal(i32),
     /// It went over a bound and was killed; the text says over which.
     Bound(String),
+    /// The disk had no room left and it was killed; the text says how much there was.
+    Full(String),
     /// It could not be set up: what was tried, and the kernel's answer.
     Setup {
         /// `making namespaces`, `mounting /proc` …
@@ -106,4 +124,100 @@ pub enum Report {
         /// Whether the kernel forbids it, so that a setting of the machine may be the remedy.
         forbidden: bool,
     },
+}
+
+/// Takes what a program says; an error ends the program.
+pub type Log<'a> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'a;
+
+/// Runs `plan` to its end. `folder` is the caller's, for the plan's own files. What the program writes to stdout and stderr goes to
+/// `log` as it comes, in one stream. When this returns, in any way, nothing of the sandbox runs any more.
+///
+/// # Errors
+/// The sandbox could not be made: then the failure says which setting of the machine forbids it, if one does. Ctrl-C. What the program
+/// itself did is no error but the [`Report`]. What `log` fails with.
+pub fn run(plan: &Plan, folder: &Path, log: &mut Log<'_>) -> Result<Report, Failure> {
+    let broken = |what: &str, error: std::io::Error| {
+        Failure::new(Kind::Store, format!("the sandbox cannot be made: {what}")).because(error)
+    };
+    let file = folder.join("plan.json");
+    let text = serde_json::to_vec(plan).map_err(|e| broken("writing its plan", e.into()))?;
+    fs::write(&file, text)
+        .and_then(|()| fs::write(&plan.report, ""))
+        .map_err(|e| broken("writing its plan", e))?;
+    let command = Tool::kiln().command().args(["dev", "sandbox"]).arg(&file);
+    let (mut child, mut pipe) = command.supervised()?;
+    let mut chunk = [0; 16 << 10];
+    let step = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    loop {
+        sys::check_interrupt()?;
+        match poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&step)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
+            Ok(_) => {}
+            Err(error) => return Err(broken("reading its log", error.into())),
+        }
+        // The end of the pipe is the end of all that could write to it, the process outside being the last.
+        match pipe.read(&mut chunk) {
+            Ok(0) => break,
+            Ok(count) => log(chunk.get(..count).unwrap_or_default())?,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(broken("reading its log", error)),
+        }
+    }
+    let status = child.wait(std::time::Duration::MAX)?;
+    let text = fs::read_to_string(&plan.report).map_err(|e| broken("reading its report", e))?;
+    let report = text.lines().next().and_then(|line| serde_json::from_str(line).ok());
+    match report {
+        Some(Report::Setup { what, error, forbidden }) => Err(refusal::explain(&what, &error, forbidden)),
+        Some(report) => Ok(report),
+        None => {
+            let ended = status.map_or_else(String::new, |status| format!(" ({status})"));
+            let text = format!("the sandbox ended without a word{ended}: was it killed from outside?");
+            Err(Failure::new(Kind::Tool, text))
+        }
+    }
+}
+
+/// The user and group outside who are [`ID`] inside.
+///
+/// Root gets a number of nobody: the kernel holds root to no RLIMIT_NPROC, and a folder of the host that came in by mistake would be
+/// root's own. 1879048192 is past all ranges that systemd hands out, 65533 is unused in containers with 65536 users (systemd,
+/// docs/UIDS-GIDS.md). An ordinary user, and a root that has no other number, is just themselves.
+pub fn outside_id() -> (u32, u32) {
+    const NOBODYS: [u32; 2] = [1_879_048_192, 65_533];
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let own = (user.as_raw(), group.as_raw());
+    if !user.is_root() {
+        return own;
+    }
+    let map = |name: &str| fs::read_to_string(Path::new("/proc/self").join(name)).unwrap_or_default();
+    let (users, groups) = (map("uid_map"), map("gid_map"));
+    let free = NOBODYS.into_iter().find(|id| holds(&users, *id) && holds(&groups, *id));
+    free.map_or(own, |id| (id, id))
+}
+
+/// Whether `map`, in the form of uid_map (user_namespaces(7)), has the number `id`.
+fn holds(map: &str, id: u32) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return false;
+        };
+        (first..first.saturating_add(count)).contains(&u64::from(id))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_map_is_read_as_the_kernel_writes_it() {
+        let host = "         0          0 4294967295\n";
+        let container = "0 100000 65536\n";
+        assert!(holds(host, 1_879_048_192));
+        assert!(!holds(container, 1_879_048_192) && holds(container, 65_533));
+        assert!(!holds("0 1000 1\n", 65_533) && !holds("", 0) && !holds("a b c\n", 0));
+    }
 }

@@ -8,6 +8,7 @@
 //!   partial/<sha256>               a download under way; kept on failure, so that the next try resumes
 //!   steps/<kind>/<name>/<key>/     outputs of a step and step.json, which lists them with digests
 //!   tmp/<unique>/                  staging; a live one is locked, a dead one is swept by the next kiln
+//!   failed/<name>/                 log of a build that failed, and its folders if somebody asked; `store gc` takes it
 //!   roots/<name>.json              what a project still needs; keeps it from `store gc`
 //!   lock                           shared by every user of the store, exclusive for gc
 //! ```
@@ -70,7 +71,7 @@ impl Store {
                 .hint("set KILN_STORE to a folder that can be written")
                 .because(e)
         };
-        for dir in ["objects", "partial", "steps", "tmp", "roots"] {
+        for dir in ["objects", "partial", "steps", "tmp", "failed", "roots"] {
             fs::create_dir_all(root.join(dir)).map_err(fail)?;
         }
         let version = root.join("version");
@@ -171,6 +172,27 @@ impl Store {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let base = self.root.join("tmp").join(format!("{}-{count}", std::process::id()));
         Staging::create(base)
+    }
+
+    /// Where the remains of the last failed build of `name` lie, or would lie.
+    pub fn failed_path(&self, name: &str) -> PathBuf {
+        self.root.join("failed").join(name)
+    }
+
+    /// Keeps `parts` of a staging folder as the remains of a failed build of `name`, in the place of older ones.
+    pub fn keep_failed(&self, name: &str, staging: &Staging, parts: &[&str]) -> Result<PathBuf> {
+        let to = self.failed_path(name);
+        remove_tree(&to)?;
+        fs::create_dir(&to)?;
+        for part in parts {
+            fs::rename(staging.file(part), to.join(part))?;
+        }
+        Ok(to)
+    }
+
+    /// Removes the remains of failed builds of `name`.
+    pub fn forget_failed(&self, name: &str) -> Result<()> {
+        remove_tree(&self.failed_path(name))
     }
 
     /// Removes staging folders and lock files whose owner is gone.
