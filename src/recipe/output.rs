@@ -134,7 +134,8 @@ impl Copy<'_> {
             self.folder(path, tree)?;
         } else if kind.is_file() {
             let executable = meta.mode() & 0o100 != 0;
-            fs::set_permissions(&from, std::fs::Permissions::from_mode(0o644))?;
+            // Its other names, if it has some, are still to be looked at: the right to run it stays.
+            fs::set_permissions(&from, std::fs::Permissions::from_mode(meta.mode() & 0o777 | 0o400))?;
             let (sha256, size) = self.file(path, &from, &to)?;
             let mode = if executable { 0o755 } else { 0o644 };
             fs::set_permissions(&to, std::fs::Permissions::from_mode(mode))?;

@@ -22,6 +22,9 @@ const LINE: usize = 400;
 /// A log longer than this is a build that has lost its way; a kernel's has 2 MB.
 const LONGEST_LOG: u64 = 64 << 20;
 
+/// The shell's word for a child that SIGXFSZ ended.
+const TOO_LONG: i32 = 128 + libc::SIGXFSZ;
+
 /// What may differ between two builds of the same thing, and must not show in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Circumstances {
@@ -138,6 +141,7 @@ impl Job<'_> {
     fn failure(&self, report: &Report) -> Failure {
         let title = &self.title;
         match report {
+            Report::Exit(TOO_LONG) => self.stopped("a program of it wrote a file longer than limits.file"),
             Report::Exit(code) => Failure::new(self.kind, format!("{title} failed with code {code}")),
             Report::Signal(libc::SIGXFSZ) => self.stopped("it wrote a file longer than limits.file"),
             Report::Signal(signal) => {

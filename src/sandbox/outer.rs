@@ -82,7 +82,11 @@ pub fn main(plan: &Path) -> ExitCode {
 fn outer(plan: &Plan, report: &File) -> Result<(), Refused> {
     sys::inherit_only_streams().step("closing inherited files")?;
     if rustix::process::geteuid().is_root() {
-        rustix::thread::set_thread_groups(&[]).step("leaving root's groups")?;
+        match rustix::thread::set_thread_groups(&[]) {
+            // Root of a user namespace that may not, like any ordinary user; the groups are unknown inside then.
+            Ok(()) | Err(rustix::io::Errno::PERM) => {}
+            Err(error) => return Err(error).step("leaving root's groups"),
+        }
     }
     let mut flags = UnshareFlags::NEWUSER
         | UnshareFlags::NEWNS

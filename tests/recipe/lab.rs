@@ -121,7 +121,7 @@ impl Lab {
 pub(crate) const TRY: &str = r#"
 try() {
   name=$1; shift
-  if "$@" 2> error; then echo "$name: YES"; else cat error >&2; echo "$name: no"; fi >> "$KILN_OUT/result"
+  if "$@" 2> error > output; then echo "$name: YES"; else cat error >&2; echo "$name: no"; fi >> "$KILN_OUT/result"
 }
 "#;
 

@@ -68,7 +68,7 @@ fn the_first_failure_is_told_and_what_did_not_need_it_is_kept() {
     let run = lab.kiln(&["build", "above", "good"]);
     let run = run.fails(
         5,
-        &["recipe bad failed with code 1", "error: 'x' undeclared", "| a.c:1:25:", "the whole log: "],
+        &["recipe bad failed with code 1", "error: ‘x’ undeclared", "| a.c:1:25:", "the whole log: "],
     );
     assert!(!run.stderr.contains("Building recipe above"), "{}", run.text());
     assert_eq!(lab.kiln(&["build", "good", "--json"]).ok().json()[0]["built"], serde_json::Value::Null);

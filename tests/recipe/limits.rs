@@ -44,7 +44,7 @@ fn a_file_of_100_gb_is_refused_by_the_kernel() {
     let lab = Lab::of("big", &script, "[limits]\nfile = \"64MiB\"\n");
     lab.comes_to("big", &["sparse: no", "seek: no", "memory: no", "small: YES"]);
     lab.recipe("written", "head -c 100G /dev/zero > big", "[limits]\nfile = \"64MiB\"\n");
-    lab.kiln(&["build", "written"]).fails(5, &["recipe written failed with code", "File too large"]);
+    lab.kiln(&["build", "written"]).fails(5, &["recipe written was stopped: a program of it wrote a file longer than limits.file", "[limits]"]);
 }
 
 #[test]
@@ -92,8 +92,11 @@ fn a_full_disk_is_code_6_and_the_rest_of_it_stays_free() {
         return;
     }
     let lab = Lab::of("full", "for i in $(seq 100000); do head -c 8M /dev/zero > \"file $i\"; done", "");
+    fs_err::create_dir(lab.path("small")).unwrap();
     let script = r#"
-        mount -t tmpfs -o size=400m none "$KILN_STORE/tmp"
+        mount -t tmpfs -o size=400m none "$SMALL"
+        mkdir "$SMALL/upper" "$SMALL/work"
+        mount -t overlay -o "lowerdir=$KILN_STORE,upperdir=$SMALL/upper,workdir=$SMALL/work" none "$KILN_STORE"
         "$KILN" -C "$PROJECT" recipe build full
     "#;
     let mut unshare = command("unshare");
@@ -101,6 +104,7 @@ fn a_full_disk_is_code_6_and_the_rest_of_it_stays_free() {
         .args(["-m", "sh", "-e", "-c", script])
         .env("KILN", program())
         .env("PROJECT", lab.path("project"))
+        .env("SMALL", lab.path("small"))
         .env("KILN_STORE", crate::common::images::store());
     let run = Run::of(&unshare.output().unwrap());
     run.fails(6, &["recipe full was stopped: the disk of the store has only", "kiln store gc"]);
