@@ -50,6 +50,11 @@ enum Verb {
         /// The recipe
         name: String,
     },
+    /// Open a shell in the folder that a build with --keep-failed left, as its script saw it
+    Enter {
+        /// The recipe
+        name: String,
+    },
     /// Fetch what a recipe takes from the network and print the digests
     Hash {
         /// The recipe
@@ -114,6 +119,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
             ui.raw(&fs::read(path)?);
             Ok(())
         }
+        Verb::Enter { name } => recipe::enter(&work, &recipes, recipes.get(name)?),
         Verb::Hash { name } => {
             let hashes = recipe::hashes(&work, recipes.get(name)?)?;
             if ui.json() {

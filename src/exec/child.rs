@@ -72,14 +72,9 @@ impl Child {
     }
 
     /// See [`Command::supervised`].
-    pub(super) fn supervised(command: &Command) -> Result<(Self, std::io::PipeReader), Error> {
-        let pipe = || -> std::io::Result<_> {
-            let (reader, writer) = std::io::pipe()?;
-            Ok((reader, writer.try_clone()?, writer))
-        };
-        let (reader, stdout, stderr) = pipe().map_err(|e| Self::io_error(command, e))?;
-        let child = Self::with(command, Stdio::piped(), stdout.into(), stderr.into())?;
-        Ok((child, reader))
+    pub(super) fn supervised(command: &Command, out: std::os::fd::OwnedFd) -> Result<Self, Error> {
+        let stderr = out.try_clone().map_err(|e| Self::io_error(command, e))?;
+        Self::with(command, Stdio::piped(), out.into(), stderr.into())
     }
 
     fn io_error(command: &Command, source: std::io::Error) -> Error {

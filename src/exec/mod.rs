@@ -13,7 +13,7 @@
 //! | [`Command::run`] | dropped | waits for success |
 //! | [`Command::read`] | returned | waits for success |
 //! | [`Command::spawn`] | dropped or to a file | [`Child`] kills on drop |
-//! | [`Command::supervised`] | a pipe, stderr too | as `spawn`, and the child is asked to end first |
+//! | [`Command::supervised`] | as said, stderr too | as `spawn`, and the child is asked to end first |
 //!
 //! [`replace`] makes no child but another program of this process: the last step into a sandbox.
 
@@ -37,13 +37,14 @@ pub fn use_kiln(program: impl Into<PathBuf>) {
     let _ = KILN.set(program.into());
 }
 
-/// Becomes `program` in `folder`, with this environment and nothing else; stdin is empty, stdout and stderr stay. Returns only if
-/// that fails.
+/// Becomes `program` in `folder`, with this environment and nothing else; stdin is empty unless it is to stay, stdout and stderr stay.
+/// Returns only if that fails.
 pub fn replace(
     program: &str,
     args: &[String],
     env: &std::collections::BTreeMap<String, String>,
     folder: &str,
+    stdin: bool,
 ) -> std::io::Error {
     use std::os::unix::process::CommandExt;
     #[allow(clippy::disallowed_methods)] // this is the one door
@@ -52,7 +53,7 @@ pub fn replace(
         .env_clear()
         .envs(env)
         .current_dir(folder)
-        .stdin(std::process::Stdio::null())
+        .stdin(if stdin { std::process::Stdio::inherit() } else { std::process::Stdio::null() })
         .exec()
 }
 
@@ -341,13 +342,13 @@ impl Command {
         Ok(Child::start(self, false)?.0)
     }
 
-    /// Starts it with stdout and stderr in one pipe, which is returned. Its stdin is a pipe too, closed when the [`Child`] is killed or
-    /// dropped: a program that ends by itself then, having put things in order, gets the time for it.
+    /// Starts it with stdout and stderr both leading to `out`. Its stdin is a pipe, closed when the [`Child`] is killed or dropped: a
+    /// program that ends by itself then, having put things in order, gets the time for it.
     ///
     /// # Errors
     /// [`Error::NotFound`] or [`Error::Start`].
-    pub fn supervised(&self) -> Result<(Child, std::io::PipeReader), Error> {
-        Child::supervised(self)
+    pub fn supervised(&self, out: std::os::fd::OwnedFd) -> Result<Child, Error> {
+        Child::supervised(self, out)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Recipes to outputs, side by side.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -18,6 +19,9 @@ use crate::packages::Work;
 use crate::store::{Miss, Root, StepDir, StepKey};
 use crate::ui::{human_bytes, human_time};
 use crate::{sys, tools};
+
+/// How often a line is printed of a build where nothing is drawn.
+const REMINDER: Duration = Duration::from_secs(60);
 
 /// How to build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,7 +240,15 @@ pub(super) fn run(
     let plural = if how.cores == 1 { "" } else { "s" };
     let title = format!("{} [{} core{plural}]", recipe.name, how.cores);
     let bar = work.ui.spinner("Building", title.clone());
-    let site = job.run(work, how, keep_failed, &|line| bar.message(format!("{title} {line}")))?;
+    let (begun, told) = (Instant::now(), Cell::new(Instant::now()));
+    let site = job.run(work, how, keep_failed, &|line| {
+        bar.message(format!("{title} {line}"));
+        // Where no line is live, a log of somebody's CI should still show that a long build goes on.
+        if !work.ui.live() && told.get().elapsed() > REMINDER {
+            told.set(Instant::now());
+            work.ui.status("Building", format!("{title} for {}: {line}", human_time(begun.elapsed())));
+        }
+    })?;
     let needs =
         [&job.root].into_iter().chain(job.inputs.values()).filter_map(|path| step_of(work, path)).collect();
     Ok((site, needs))
@@ -274,6 +286,28 @@ pub(super) fn job<'a>(
         network: false,
         limits: &recipe.spec.limits,
     })
+}
+
+/// Outputs of the recipes that `recipe` needs, which are built where they are not in the store any more.
+pub(super) fn others(
+    work: &Work<'_>,
+    recipes: &Recipes,
+    recipe: &Recipe,
+) -> Result<BTreeMap<String, PathBuf>> {
+    let mut others = BTreeMap::new();
+    for (name, source) in recipe.inputs() {
+        let Source::Recipe(other) = source else { continue };
+        let options = Options { jobs: work.threads, keep_failed: false };
+        let out = match find(work, recipes, recipes.get(other)?)? {
+            Ok(built) => built.out(),
+            Err(_) => {
+                let built = build(work, recipes, &[other], options)?;
+                built.first().with_context(|| format!("recipe {other} was not built"))?.out()
+            }
+        };
+        others.insert(name.to_owned(), out);
+    }
+    Ok(others)
 }
 
 /// The step in the store that `path` is part of, relative.

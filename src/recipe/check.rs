@@ -3,18 +3,18 @@
 //! Other are the number of processors, the umask, the time since boot, and the time of day, which has gone on. Host name, user, paths,
 //! locale and environment cannot be other: no build sees anything but the sandbox's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fs_err as fs;
 
-use super::build::{Built, Options, find, run, take};
+use super::build::{Built, Options, others, run, take};
 use super::key::epoch;
 use super::output::{Node, OutputTree};
 use super::run::Circumstances;
-use super::spec::{Recipe, Recipes, Source};
+use super::spec::Recipes;
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
 use crate::rebuild::Finding;
@@ -39,28 +39,6 @@ pub fn check(work: &Work<'_>, recipes: &Recipes, built: &Built, options: Options
     let out = staging.file("out");
     let tree = take(recipe, &site, &out, epoch(work, recipe))?;
     compare(&recipe.name, (&built.tree, &built.out()), (&tree, &out))
-}
-
-/// Outputs of the recipes that `recipe` needs, which are built where they are not in the store any more.
-fn others(
-    work: &Work<'_>,
-    recipes: &Recipes,
-    recipe: &Recipe,
-) -> Result<BTreeMap<String, std::path::PathBuf>> {
-    let mut others = BTreeMap::new();
-    for (name, source) in recipe.inputs() {
-        let Source::Recipe(other) = source else { continue };
-        let options = Options { jobs: work.threads, keep_failed: false };
-        let out = match find(work, recipes, recipes.get(other)?)? {
-            Ok(built) => built.out(),
-            Err(_) => {
-                let built = super::build(work, recipes, &[other], options)?;
-                built.first().with_context(|| format!("recipe {other} was not built"))?.out()
-            }
-        };
-        others.insert(name.to_owned(), out);
-    }
-    Ok(others)
 }
 
 /// A failed test that shows `findings`, if there are any.

@@ -15,6 +15,7 @@
 
 mod build;
 mod check;
+mod enter;
 mod fetch;
 mod key;
 mod output;
@@ -24,6 +25,7 @@ mod spec;
 
 pub use build::{Built, Options, build, find, step_key};
 pub use check::{check, verdict};
+pub use enter::enter;
 pub use fetch::hashes;
 pub use output::{Node, OutputTree};
 pub use spec::{FOLDER, Input, Limits, Recipe, RecipeFile, RecipeSpec, Recipes, Source, Span};

@@ -217,10 +217,13 @@ impl Search {
         const SHOWN: usize = 60;
         let inside = |b: &u8| b.is_ascii_alphanumeric() || b"_-./+~".contains(b);
         let bytes = [self.tail.as_slice(), chunk].concat();
-        let found = memchr::memmem::find_iter(&bytes, Self::NEEDLE).find(|at| {
-            // `lib/modules/6.12/build/` is another path.
-            at.checked_sub(1).and_then(|before| bytes.get(before)).is_none_or(|b| !inside(b))
-        });
+        // One that lies in the tail was judged with what stood before it.
+        let judged = self.tail.len() >= Self::NEEDLE.len();
+        let found =
+            memchr::memmem::find_iter(&bytes, Self::NEEDLE).skip_while(|at| judged && *at == 0).find(|at| {
+                // `lib/modules/6.12/build/` is another path.
+                at.checked_sub(1).and_then(|before| bytes.get(before)).is_none_or(|b| !inside(b))
+            });
         if let Some(at) = found {
             let path = bytes.iter().skip(at).take_while(|b| inside(b)).take(SHOWN).copied().collect();
             return Some(String::from_utf8(path).unwrap_or_default());

@@ -121,9 +121,15 @@ impl Job<'_> {
         let parts: &[&str] = if keep { &["log", "build", "tmp"] } else { &["log"] };
         let kept = work.store.keep_failed(self.name, &site.staging, parts)?;
         let mut text = failure.to_string();
-        if !last.is_empty() {
-            text.push_str("; the end of its log:");
-            last.iter().for_each(|line| text.push_str(&format!("\n  | {line}")));
+        let mut show = |title: &str, lines: &mut dyn Iterator<Item = &String>| {
+            text.push_str(title);
+            lines.for_each(|line| text.push_str(&format!("\n  | {line}")));
+        };
+        if let Some((number, lines)) = last.trouble {
+            show(&format!("; line {number} of its log looks like the cause:"), &mut lines.iter());
+        }
+        if !last.lines.is_empty() {
+            show("; the end of its log:", &mut last.lines.iter());
         }
         let mut shown = Failure::new(failure.kind, text);
         for hint in failure.hints() {
@@ -165,18 +171,17 @@ impl Job<'_> {
         for folder in ["build", "build/out", "tmp"] {
             make_folder(&staging.file(folder))?;
         }
-        lay_files(self.files, &staging.file("recipe"))?;
-        self.plan_with(staging, &staging.file("build"), &staging.file("tmp"), how)
+        self.lay_inputs(staging)?;
+        Ok(self.plan_with(staging, &staging.file("build"), &staging.file("tmp"), how))
+    }
+
+    /// Makes /inputs/recipe.
+    pub(super) fn lay_inputs(&self, staging: &Staging) -> Result<()> {
+        lay_files(self.files, &staging.file("recipe"))
     }
 
     /// The plan for folders that are there.
-    pub(super) fn plan_with(
-        &self,
-        staging: &Staging,
-        build: &Path,
-        tmp: &Path,
-        how: Circumstances,
-    ) -> Result<Plan> {
+    pub(super) fn plan_with(&self, staging: &Staging, build: &Path, tmp: &Path, how: Circumstances) -> Plan {
         let mut inputs = self.inputs.clone();
         inputs.insert("recipe".to_owned(), staging.file("recipe"));
         let mut env = self.env.clone();
@@ -196,7 +201,7 @@ impl Job<'_> {
             env.insert(name.to_owned(), value);
         }
         let limits = self.limits;
-        Ok(Plan {
+        Plan {
             root: self.root.clone(),
             build: build.to_owned(),
             tmp: tmp.to_owned(),
@@ -205,6 +210,7 @@ impl Job<'_> {
             command: self.command.clone(),
             env,
             network: self.network,
+            terminal: false,
             cores: how.cores,
             umask: how.umask,
             uptime: how.uptime,
@@ -216,7 +222,7 @@ impl Job<'_> {
                 seconds: limits.time.duration().as_secs(),
             },
             report: staging.file("report"),
-        })
+        }
     }
 }
 
@@ -250,13 +256,28 @@ struct Log<'a> {
     seen: &'a dyn Fn(&str),
     written: u64,
     line: Vec<u8>,
+    count: usize,
     last: VecDeque<String>,
+    trouble: Option<(usize, Vec<String>)>,
 }
+
+/// What an error shows of a log.
+struct Excerpt {
+    /// Its end.
+    lines: VecDeque<String>,
+    /// The first line that names an error, with its number and the two before it, if the end does not have it: make goes on with other
+    /// things after a failure.
+    trouble: Option<(usize, Vec<String>)>,
+}
+
+/// How compilers, linkers, git and make begin to tell of an error.
+const TROUBLE: [&str; 4] = ["error:", "fatal:", "undefined reference", "*** ["];
 
 impl<'a> Log<'a> {
     fn create(path: &Path, title: &'a str, seen: &'a dyn Fn(&str)) -> Result<Self> {
         let file = fs::File::create(path)?;
-        Ok(Log { file, title, seen, written: 0, line: Vec::new(), last: VecDeque::new() })
+        let (line, last) = (Vec::new(), VecDeque::new());
+        Ok(Log { file, title, seen, written: 0, line, count: 0, last, trouble: None })
     }
 
     fn take(&mut self, bytes: &[u8]) -> Result<(), Failure> {
@@ -283,21 +304,29 @@ impl<'a> Log<'a> {
     fn end_line(&mut self) {
         let text = plain(&self.line);
         self.line.clear();
+        self.count += 1;
         if text.trim().is_empty() {
             return;
         }
         (self.seen)(&text);
         self.last.push_back(text);
+        if self.trouble.is_none() && self.last.back().is_some_and(|l| TROUBLE.iter().any(|t| l.contains(t))) {
+            let shown = self.last.iter().skip(self.last.len().saturating_sub(3)).cloned().collect();
+            self.trouble = Some((self.count, shown));
+        }
         if self.last.len() > LAST_LINES {
             self.last.pop_front();
         }
     }
 
-    /// The last lines, and whether it got too long.
-    fn finish(mut self) -> Result<(VecDeque<String>, bool)> {
-        self.end_line();
+    /// What to show, and whether it got too long.
+    fn finish(mut self) -> Result<(Excerpt, bool)> {
+        if !self.line.is_empty() {
+            self.end_line();
+        }
         self.file.flush()?;
-        Ok((self.last, self.written > LONGEST_LOG))
+        let trouble = self.trouble.filter(|(number, _)| self.count - number >= LAST_LINES);
+        Ok((Excerpt { lines: self.last, trouble }, self.written > LONGEST_LOG))
     }
 }
 
@@ -342,10 +371,28 @@ mod tests {
         let (last, too_long) = log.finish().unwrap();
         assert!(!too_long);
         assert_eq!(fs::read(dir.path().join("log")).unwrap(), all);
-        assert_eq!(last.len(), LAST_LINES);
-        assert_eq!(last[LAST_LINES - 2], "error: a b\u{fffd}");
-        assert_eq!(last[LAST_LINES - 1], "x".repeat(LINE));
+        assert_eq!(last.lines.len(), LAST_LINES);
+        assert_eq!(last.lines[LAST_LINES - 2], "error: a b\u{fffd}");
+        assert_eq!(last.lines[LAST_LINES - 1], "x".repeat(LINE));
+        assert_eq!(last.trouble, None, "the end shows it");
         assert_eq!(lines.borrow().len(), 32);
+    }
+
+    #[test]
+    fn the_first_error_is_shown_when_the_end_of_a_log_is_about_other_things() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Log::create(&dir.path().join("log"), "recipe x", &|_| {}).unwrap();
+        log.take(b"\n  CC a.o\n  GENKEY key\n/bin/sh: openssl: not found\nmake[3]: *** [Makefile:53: key] Error 127\n").unwrap();
+        for number in 0..30 {
+            log.take(format!("  CC {number}.o\n").as_bytes()).unwrap();
+        }
+        log.take(b"make: *** [Makefile:1: all] Error 2\n").unwrap();
+        let (number, lines) = log.finish().unwrap().0.trouble.unwrap();
+        assert_eq!(number, 5);
+        assert_eq!(
+            lines,
+            ["  GENKEY key", "/bin/sh: openssl: not found", "make[3]: *** [Makefile:53: key] Error 127"]
+        );
     }
 
     #[test]

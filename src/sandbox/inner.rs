@@ -7,8 +7,8 @@ use fs_err as fs;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::process::{
-    DumpableBehavior, PidfdFlags, Resource, Rlimit, Signal, getrlimit, pidfd_open, set_dumpable_behavior,
-    set_parent_process_death_signal, setrlimit, setsid, umask,
+    DumpableBehavior, PidfdFlags, Resource, Rlimit, Signal, getrlimit, ioctl_tiocsctty, pidfd_open,
+    set_dumpable_behavior, set_parent_process_death_signal, setrlimit, setsid, umask,
 };
 use rustix::system::{setdomainname, sethostname};
 use rustix::thread::{
@@ -62,9 +62,14 @@ fn life(plan: &Plan, report: &File, outer: &OwnedFd) -> Result<Report, Refused> 
 fn start(plan: &Plan, mut report: File) -> i32 {
     let refused = || -> Result<std::convert::Infallible, Refused> {
         setsid().step("making a session")?;
+        if plan.terminal {
+            // Stdout is a terminal made for this; the one of the person stays outside.
+            rustix::stdio::dup2_stdin(std::io::stdout()).step("sharing the terminal")?;
+            ioctl_tiocsctty(std::io::stdout()).step("taking the terminal")?;
+        }
         filter::apply().step("filtering system calls")?;
         let (program, args) = plan.command.split_first().ok_or(Errno::INVAL).step("reading the command")?;
-        Err(exec::replace(program, args, &plan.env, BUILD)).step(format!("starting {program}"))
+        Err(exec::replace(program, args, &plan.env, BUILD, plan.terminal)).step(format!("starting {program}"))
     };
     let Err(refused) = refused();
     tell(&mut report, &refused.report());

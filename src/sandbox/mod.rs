@@ -36,12 +36,16 @@ mod inner;
 mod mounts;
 mod outer;
 mod refusal;
+mod terminal;
 mod watch;
 
 pub use outer::main;
+pub(crate) use refusal::hints;
+pub use terminal::enter;
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -49,7 +53,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Failure, Kind};
-use crate::exec::Tool;
+use crate::exec::{Child, Tool};
 use crate::sys;
 
 /// User and group of the program, seen from inside.
@@ -76,6 +80,8 @@ pub struct Plan {
     pub env: BTreeMap<String, String>,
     /// Whether it has the host's network.
     pub network: bool,
+    /// Whether stdout is a terminal that it shall have as its own, for [`enter`].
+    pub terminal: bool,
     /// Processors that it may use, counted from the first that kiln may use.
     pub cores: usize,
     /// Its umask.
@@ -126,8 +132,40 @@ pub enum Report {
     },
 }
 
+/// How often Ctrl-C is looked for.
+const STEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
 /// Takes what a program says; an error ends the program.
 pub type Log<'a> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'a;
+
+fn broken(what: &str, error: std::io::Error) -> Failure {
+    Failure::new(Kind::Store, format!("the sandbox cannot be made: {what}")).because(error)
+}
+
+/// Starts `plan`, whose program writes to `out`. `folder` is the caller's, for the plan's own files.
+fn start(plan: &Plan, folder: &Path, out: OwnedFd) -> Result<Child, Failure> {
+    let file = folder.join("plan.json");
+    let text = serde_json::to_vec(plan).map_err(|e| broken("writing its plan", e.into()))?;
+    fs::write(&file, text)
+        .and_then(|()| fs::write(&plan.report, ""))
+        .map_err(|e| broken("writing its plan", e))?;
+    Ok(Tool::kiln().command().args(["dev", "sandbox"]).arg(&file).supervised(out)?)
+}
+
+/// Waits for the last of a sandbox that has closed its output, and reads its report.
+fn end(mut child: Child, plan: &Plan) -> Result<Report, Failure> {
+    let status = child.wait(std::time::Duration::MAX)?;
+    let text = fs::read_to_string(&plan.report).map_err(|e| broken("reading its report", e))?;
+    match text.lines().next().and_then(|line| serde_json::from_str(line).ok()) {
+        Some(Report::Setup { what, error, forbidden }) => Err(refusal::explain(&what, &error, forbidden)),
+        Some(report) => Ok(report),
+        None => {
+            let ended = status.map_or_else(String::new, |status| format!(" ({status})"));
+            let text = format!("the sandbox ended without a word{ended}: was it killed from outside?");
+            Err(Failure::new(Kind::Tool, text))
+        }
+    }
+}
 
 /// Runs `plan` to its end. `folder` is the caller's, for the plan's own files. What the program writes to stdout and stderr goes to
 /// `log` as it comes, in one stream. When this returns, in any way, nothing of the sandbox runs any more.
@@ -136,43 +174,22 @@ pub type Log<'a> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'a;
 /// The sandbox could not be made: then the failure says which setting of the machine forbids it, if one does. Ctrl-C. What the program
 /// itself did is no error but the [`Report`]. What `log` fails with.
 pub fn run(plan: &Plan, folder: &Path, log: &mut Log<'_>) -> Result<Report, Failure> {
-    let broken = |what: &str, error: std::io::Error| {
-        Failure::new(Kind::Store, format!("the sandbox cannot be made: {what}")).because(error)
-    };
-    let file = folder.join("plan.json");
-    let text = serde_json::to_vec(plan).map_err(|e| broken("writing its plan", e.into()))?;
-    fs::write(&file, text)
-        .and_then(|()| fs::write(&plan.report, ""))
-        .map_err(|e| broken("writing its plan", e))?;
-    let command = Tool::kiln().command().args(["dev", "sandbox"]).arg(&file);
-    let (mut child, mut pipe) = command.supervised()?;
+    let (mut pipe, out) = std::io::pipe().map_err(|e| broken("making a pipe", e))?;
+    let child = start(plan, folder, out.into())?;
     let mut chunk = [0; 16 << 10];
-    let step = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
     loop {
         sys::check_interrupt()?;
-        match poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&step)) {
+        match poll(&mut [PollFd::new(&pipe, PollFlags::IN)], Some(&STEP)) {
             Ok(0) | Err(rustix::io::Errno::INTR) => continue,
             Ok(_) => {}
             Err(error) => return Err(broken("reading its log", error.into())),
         }
         // The end of the pipe is the end of all that could write to it, the process outside being the last.
         match pipe.read(&mut chunk) {
-            Ok(0) => break,
+            Ok(0) => return end(child, plan),
             Ok(count) => log(chunk.get(..count).unwrap_or_default())?,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(error) => return Err(broken("reading its log", error)),
-        }
-    }
-    let status = child.wait(std::time::Duration::MAX)?;
-    let text = fs::read_to_string(&plan.report).map_err(|e| broken("reading its report", e))?;
-    let report = text.lines().next().and_then(|line| serde_json::from_str(line).ok());
-    match report {
-        Some(Report::Setup { what, error, forbidden }) => Err(refusal::explain(&what, &error, forbidden)),
-        Some(report) => Ok(report),
-        None => {
-            let ended = status.map_or_else(String::new, |status| format!(" ({status})"));
-            let text = format!("the sandbox ended without a word{ended}: was it killed from outside?");
-            Err(Failure::new(Kind::Tool, text))
         }
     }
 }

@@ -36,8 +36,8 @@ pub(super) fn explain(what: &str, error: &str, forbidden: bool) -> Failure {
     failure
 }
 
-/// A hint for each setting below `sys` that forbids. Root is not held by those for ordinary users.
-fn hints(sys: &Path, root: bool) -> Vec<String> {
+/// A hint for each setting below `sys` (/proc/sys) that forbids. Root is not held by those for ordinary users.
+pub(crate) fn hints(sys: &Path, root: bool) -> Vec<String> {
     if !sys.join("user/max_user_namespaces").exists() {
         return vec!["this kernel was built without user namespaces (CONFIG_USER_NS)".to_owned()];
     }

@@ -159,7 +159,15 @@ fn the_environment_is_kilns_and_the_recipes() {
         "_",
     ];
     assert_eq!(names, expected);
-    for line in ["HOME=BUILD", "KILN_OUT=BUILD/out", "KILN_JOBS=1", "LC_ALL=C.UTF-8", "MINE=a b", "TZ=UTC", "TMPDIR=/tmp"] {
+    for line in [
+        "HOME=BUILD",
+        "KILN_OUT=BUILD/out",
+        "KILN_JOBS=1",
+        "LC_ALL=C.UTF-8",
+        "MINE=a b",
+        "TZ=UTC",
+        "TMPDIR=/tmp",
+    ] {
         assert!(result.lines().any(|l| l == line), "{line}: {result}");
     }
 }

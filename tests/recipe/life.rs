@@ -88,8 +88,17 @@ fn a_failed_build_keeps_its_folder_only_when_asked() {
     assert_eq!(files_below(&folder), ["log"]);
     lab.kiln(&["build", "kept", "--keep-failed"]).fails(5, &["kiln recipe enter kept"]);
     assert_eq!(files_below(&folder), ["build/chest", "log", "tmp/lamp"]);
+    let mut enter = lab.command(&["enter", "kept"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let typed = b"cat chest; test -t 0 && echo a terminal; ls /tmp /inputs/recipe; echo more > chest";
+    std::io::Write::write_all(&mut enter.stdin.take().unwrap(), typed).unwrap();
+    let run = Run::of(&enter.wait_with_output().unwrap()).ok();
+    for word in ["\ntreasure", "\na terminal", "\nlamp", "build.sh"] {
+        assert!(run.stdout.replace('\r', "").contains(word), "{word}: {}", run.text());
+    }
+    assert_eq!(fs_err::read_to_string(folder.join("build/chest")).unwrap(), "more\n");
     lab.file("kept", "build.sh", "touch \"$KILN_OUT/result\"");
     lab.kiln(&["build", "kept"]).ok();
+    lab.kiln(&["enter", "kept"]).fails(1, &["there is no folder of a failed build", "--keep-failed"]);
     assert!(!folder.exists(), "a build that passes clears what a failed one left");
 }
 

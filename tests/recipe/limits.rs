@@ -44,7 +44,10 @@ fn a_file_of_100_gb_is_refused_by_the_kernel() {
     let lab = Lab::of("big", &script, "[limits]\nfile = \"64MiB\"\n");
     lab.comes_to("big", &["sparse: no", "seek: no", "memory: no", "small: YES"]);
     lab.recipe("written", "head -c 100G /dev/zero > big", "[limits]\nfile = \"64MiB\"\n");
-    lab.kiln(&["build", "written"]).fails(5, &["recipe written was stopped: a program of it wrote a file longer than limits.file", "[limits]"]);
+    lab.kiln(&["build", "written"]).fails(
+        5,
+        &["recipe written was stopped: a program of it wrote a file longer than limits.file", "[limits]"],
+    );
 }
 
 #[test]
