@@ -211,7 +211,14 @@ fn one(
         |miss| work.ui.status("Building", format!("recipe {}: {miss}", recipe.name)),
         |staging| {
             let (site, needs) = run(work, recipe, others, Circumstances::usual(cores), options.keep_failed)?;
-            let tree = take(recipe, &site, &staging.file("out"), epoch(work, recipe))?;
+            let taken = take(recipe, &site, &staging.file("out"), epoch(work, recipe));
+            let tree = taken.or_else(|error| {
+                sys::check_interrupt()?;
+                let text = format!("the output of recipe {} cannot be taken", recipe.name);
+                let hints = site.keep(work, &recipe.name, options.keep_failed)?;
+                let failure = hints.iter().fold(Failure::new(Kind::Input, text), |f, hint| f.hint(hint));
+                Err(anyhow::Error::from(failure.because(error)))
+            })?;
             fs::write(staging.file("out.json"), serde_json::to_vec(&tree)?)?;
             fs::rename(site.log(), staging.file("log"))?;
             Ok(needs)
@@ -320,11 +327,10 @@ fn step_of(work: &Work<'_>, path: &Path) -> Option<String> {
 
 /// Brings what a build left into `to`: all that the recipe promises and nothing else.
 pub(super) fn take(recipe: &Recipe, site: &Site, to: &Path, epoch: i64) -> Result<OutputTree> {
-    let tree = publish(&site.out(), to, epoch, Paths::NoBuild)
-        .with_context(|| format!("taking the output of {}", recipe.name))?;
+    let tree = publish(&site.out(), to, epoch, Paths::NoBuild)?;
     let promised = &recipe.spec.outputs;
     let refuse = |why: String| {
-        Failure::new(Kind::Input, format!("recipe {}: {why}", recipe.name)).hint(format!(
+        Failure::new(Kind::Input, why).hint(format!(
             "`outputs` in {} and what the script leaves in /build/out must agree",
             recipe.shown().display()
         ))

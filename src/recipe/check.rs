@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use fs_err as fs;
 
 use super::build::{Built, Options, others, run, take};
@@ -37,7 +37,8 @@ pub fn check(work: &Work<'_>, recipes: &Recipes, built: &Built, options: Options
     let (site, _) = run(work, recipe, &others, how, options.keep_failed)?;
     let staging = work.store.staging()?;
     let out = staging.file("out");
-    let tree = take(recipe, &site, &out, epoch(work, recipe))?;
+    let tree = take(recipe, &site, &out, epoch(work, recipe))
+        .with_context(|| format!("taking the output of the second build of recipe {}", recipe.name))?;
     compare(&recipe.name, (&built.tree, &built.out()), (&tree, &out))
 }
 

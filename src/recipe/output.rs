@@ -57,6 +57,9 @@ impl OutputTree {
     }
 }
 
+/// More folders in each other than any output has that somebody wanted.
+const DEEPEST: usize = 100;
+
 /// Whether files may hold the path of the build folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Paths {
@@ -71,6 +74,10 @@ pub(super) enum Paths {
 /// # Errors
 /// [`error::Kind::Input`] for what the module comment says is refused, with its path.
 pub(super) fn publish(from: &Path, to: &Path, epoch: i64, paths: Paths) -> Result<OutputTree> {
+    // What a build put in the place of the folder could lead anywhere, and kiln may be root there.
+    if !fs::symlink_metadata(from).is_ok_and(|meta| meta.is_dir()) {
+        return Err(refuse("", "the build put something else in its place", "leave /build/out a folder").into());
+    }
     let mut tree = OutputTree::default();
     let copy = Copy { from, to, epoch, paths };
     fs::create_dir(to)?;
@@ -109,6 +116,11 @@ impl Copy<'_> {
     }
 
     fn one(&self, path: &str, tree: &mut OutputTree) -> Result<()> {
+        if path.matches('/').count() > DEEPEST {
+            let top = path.split('/').next().unwrap_or_default();
+            let text = format!("it is more than {DEEPEST} folders deep");
+            return Err(refuse(top, &text, "no system takes paths without end").into());
+        }
         let (from, to) = (self.from.join(path), self.to.join(path));
         let meta = fs::symlink_metadata(&from)?;
         let kind = meta.file_type();
@@ -319,6 +331,15 @@ mod tests {
         let place = Place::new();
         let _socket = std::os::unix::net::UnixListener::bind(place.at("socket")).unwrap();
         place.refused("out/socket: it is a socket");
+
+        let place = Place::new();
+        let (outside, from) = (place.dir.path().join("outside"), place.at(""));
+        fs::create_dir(&outside).unwrap();
+        fs::set_permissions(&outside, PermissionsExt::from_mode(0o700)).unwrap();
+        fs::remove_dir(&from).unwrap();
+        fs::os::unix::fs::symlink(&outside, place.dir.path().join("from")).unwrap();
+        place.refused("out: the build put something else in its place");
+        assert_eq!(fs::metadata(&outside).unwrap().mode() & 0o777, 0o700, "nothing outside is touched");
 
         let place = Place::new();
         let name: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"a\xffb");

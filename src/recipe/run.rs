@@ -89,6 +89,18 @@ impl Site {
         self.staging.file("build/out")
     }
 
+    /// Leaves the log in the store as that of a failed build of `name`, and the folders too if asked. Gives hints that lead there.
+    pub(super) fn keep(&self, work: &Work<'_>, name: &str, folders: bool) -> Result<Vec<String>> {
+        let parts: &[&str] = if folders { &["log", "build", "tmp"] } else { &["log"] };
+        let kept = work.store.keep_failed(name, &self.staging, parts)?;
+        let mut hints = vec![format!("the whole log: {}", kept.join("log").display())];
+        if folders {
+            let enter = format!("enter it as the build saw it with `kiln recipe enter {name}`");
+            hints.push(format!("its folder: {}; {enter}", kept.join("build").display()));
+        }
+        Ok(hints)
+    }
+
     /// What it said.
     pub(super) fn log(&self) -> PathBuf {
         self.staging.file("log")
@@ -118,8 +130,7 @@ impl Job<'_> {
             Err(failure) if too_long => failure,
             Err(failure) => return Err(failure.into()),
         };
-        let parts: &[&str] = if keep { &["log", "build", "tmp"] } else { &["log"] };
-        let kept = work.store.keep_failed(self.name, &site.staging, parts)?;
+        let hints = site.keep(work, self.name, keep)?;
         let mut text = failure.to_string();
         let mut show = |title: &str, lines: &mut dyn Iterator<Item = &String>| {
             text.push_str(title);
@@ -132,14 +143,8 @@ impl Job<'_> {
             show("; the end of its log:", &mut last.lines.iter());
         }
         let mut shown = Failure::new(failure.kind, text);
-        for hint in failure.hints() {
+        for hint in failure.hints().iter().chain(&hints) {
             shown = shown.hint(hint);
-        }
-        shown = shown.hint(format!("the whole log: {}", kept.join("log").display()));
-        if keep {
-            let folder = kept.join("build");
-            let enter = format!("enter it as the build saw it with `kiln recipe enter {}`", self.name);
-            shown = shown.hint(format!("its folder: {}; {enter}", folder.display()));
         }
         Err(shown.into())
     }

@@ -27,6 +27,9 @@ use crate::{exec, sys};
 const FILES: u64 = 16_384;
 /// The usual stack; another one can change what a program does.
 const STACK: u64 = 8 << 20;
+/// No core file, and none through a pipe either, which would run a program of the host: 0 does not hold that back, 1 does
+/// (fs/coredump.c, where it stands for a handler that crashed itself).
+const NO_CORE: u64 = 1;
 /// The host's out-of-memory killer takes a sandbox first (proc_pid_oom_score_adj(5)).
 const FIRST_VICTIM: &str = "1000";
 
@@ -64,8 +67,8 @@ fn start(plan: &Plan, mut report: File) -> i32 {
         setsid().step("making a session")?;
         if plan.terminal {
             // Stdout is a terminal made for this; the one of the person stays outside.
-            rustix::stdio::dup2_stdin(std::io::stdout()).step("sharing the terminal")?;
-            ioctl_tiocsctty(std::io::stdout()).step("taking the terminal")?;
+            rustix::stdio::dup2_stdin(rustix::stdio::stdout()).step("sharing the terminal")?;
+            ioctl_tiocsctty(rustix::stdio::stdout()).step("taking the terminal")?;
         }
         filter::apply().step("filtering system calls")?;
         let (program, args) = plan.command.split_first().ok_or(Errno::INVAL).step("reading the command")?;
@@ -107,7 +110,7 @@ fn limit(plan: &Plan) -> Result<(), Refused> {
         (Resource::Data, bounds.memory),
         (Resource::Fsize, bounds.file),
         (Resource::Nofile, FILES),
-        (Resource::Core, 0),
+        (Resource::Core, NO_CORE),
     ] {
         set(resource, value, Some(value))?;
     }

@@ -18,6 +18,8 @@ use crate::ui::{human_bytes, human_time};
 const TICK: Duration = Duration::from_millis(100);
 /// Disk space that stays for the host, whatever the bound is.
 const RESERVE: u64 = 256 << 20;
+/// The same for files without content: one part in so many of all inodes.
+const INODES: u64 = 50;
 /// How often the folders are walked if free space tells of nothing.
 const WALK: Duration = Duration::from_secs(30);
 
@@ -109,19 +111,24 @@ struct DiskWatch {
     free: u64,
 }
 
-fn free() -> Option<u64> {
+/// Free bytes, and whether files can still be made in number.
+fn free() -> Option<(u64, bool)> {
     let stat = rustix::fs::statvfs("/build").ok()?;
-    Some(stat.f_bavail * stat.f_frsize)
+    // A file system without a fixed number of inodes says 0.
+    Some((stat.f_bavail * stat.f_frsize, stat.f_files == 0 || stat.f_favail > stat.f_files / INODES))
 }
 
 impl DiskWatch {
     fn start() -> Self {
-        DiskWatch { walked: Instant::now(), cost: Duration::ZERO, used: 0, free: free().unwrap_or(0) }
+        DiskWatch { walked: Instant::now(), cost: Duration::ZERO, used: 0, free: free().map_or(0, |(free, _)| free) }
     }
 
     /// What is wrong with the disk, if anything is.
     fn look(&mut self, limit: u64) -> Option<Report> {
-        let free = free()?;
+        let (free, inodes) = free()?;
+        if !inodes {
+            return Some(Report::Full("the disk of the store has hardly an inode left".to_owned()));
+        }
         if free < RESERVE {
             return Some(Report::Full(format!("the disk of the store has only {} left", human_bytes(free))));
         }
@@ -141,16 +148,19 @@ impl DiskWatch {
     }
 }
 
-/// Bytes that are allocated below `folder`. What vanishes while it is looked at counts nothing.
+/// Bytes that are allocated below `folder`. What vanishes while it is looked at counts nothing, nor does what lies too deep to be named.
 fn size_below(folder: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(folder) else { return 0 };
     let mut bytes = 0;
-    for entry in entries.filter_map(Result::ok) {
-        let Ok(meta) = entry.metadata() else { continue };
-        // Blocks of 512 bytes, stat(2).
-        bytes += meta.blocks() * 512;
-        if meta.is_dir() {
-            bytes += size_below(&entry.path());
+    let mut todo = vec![folder.to_owned()];
+    while let Some(folder) = todo.pop() {
+        let Ok(entries) = fs::read_dir(folder) else { continue };
+        for entry in entries.filter_map(Result::ok) {
+            let Ok(meta) = entry.metadata() else { continue };
+            // Blocks of 512 bytes, stat(2).
+            bytes += meta.blocks() * 512;
+            if meta.is_dir() {
+                todo.push(entry.path());
+            }
         }
     }
     bytes

@@ -75,7 +75,8 @@ impl Store {
         }
         for name in fs::read_dir(self.root.join("failed"))? {
             let path = name?.path();
-            let (bytes, path) = (size_below(&path)?, self.relative(&path));
+            // A build may have left folders that cannot be looked into; they can still be removed.
+            let (bytes, path) = (size_below(&path).unwrap_or(0), self.relative(&path));
             let title = path.split('/').skip(1).collect();
             items.push(Item { kind: ItemKind::Failed, path, title, bytes });
         }

@@ -249,6 +249,33 @@ fn nothing_is_written_but_in_the_build_folder() {
 }
 
 #[test]
+fn every_mount_allows_what_it_must_and_no_more() {
+    let script = r#"
+        while read -r _ _ _ _ at options _; do echo "$at ${options%,relatime}"; done < /proc/self/mountinfo | sed s,/build,BUILD, | sort > out/result
+    "#;
+    let lab = Lab::of("mounts", script, "[inputs.other]\nrecipe = \"other-mount\"\n");
+    lab.recipe("other-mount", "touch \"$KILN_OUT/result\"", "");
+    let result = lab.result("mounts");
+    // What a device's mount says is the host's business.
+    let found: Vec<&str> = result.lines().filter(|l| !l.starts_with("/dev/") || l.starts_with("/dev/shm")).collect();
+    assert_eq!(
+        found,
+        [
+            "/ ro,nosuid,nodev",
+            "/dev ro,nosuid,nodev,noexec",
+            "/dev/shm rw,nosuid,nodev,noexec",
+            "/inputs ro,nosuid,nodev,noexec",
+            "/inputs/other ro,nosuid,nodev",
+            "/inputs/recipe ro,nosuid,nodev",
+            "/proc rw,nosuid,nodev,noexec",
+            "/tmp rw,nosuid,nodev",
+            "BUILD rw,nosuid,nodev",
+        ]
+    );
+    assert_eq!(result.lines().count(), found.len() + 5, "{result}");
+}
+
+#[test]
 fn rights_are_not_to_be_had() {
     let script = format!(
         r#"{TRY}
