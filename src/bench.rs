@@ -11,6 +11,10 @@
 //! Packages are hard links to the objects of the store, so no run waits for the network; their files stay in the kernel's page cache
 //! between runs. Wall time is taken around the process, processor time and peak memory by the process itself at its end. Numbers of
 //! different machines cannot be compared, ratios of one run of the benchmark can.
+//!
+//! [`switch`] measures the network between machines.
+
+pub mod switch;
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -25,6 +29,7 @@ use crate::exec::Tool;
 use crate::lock::SetKind;
 use crate::packages::Work;
 use crate::rebuild::link_object;
+use crate::spec::FOLDERS;
 use crate::store::Store;
 
 /// One build.
@@ -78,7 +83,7 @@ struct Built {
 
 /// Measures builds of `profile` with `program`, a kiln, `runs` times. All packages must be in the store of `work`.
 pub fn bench(work: &Work<'_>, program: &Path, profile: &str, arch: Arch, runs: usize) -> Result<Results> {
-    work.project.profile(profile)?;
+    let toml = &work.project.profile(profile)?.file;
     let mut cases = [("cold", Vec::new()), ("no-op", Vec::new()), ("one line", Vec::new())];
     let bar = work.ui.count_bar("Measuring", (runs * cases.len()) as u64);
     for _ in 0..runs {
@@ -92,13 +97,15 @@ pub fn bench(work: &Work<'_>, program: &Path, profile: &str, arch: Arch, runs: u
         }
         drop(store);
         let project = staging.file("project");
-        for folder in ["images", "profiles"] {
-            copy(&work.project.dir.join(folder), &project.join(folder))?;
+        for folder in FOLDERS.map(|folder| (work.project.dir.join(folder), project.join(folder))) {
+            if folder.0.is_dir() {
+                copy(&folder.0, &folder.1)?;
+            }
         }
         for (index, (name, measured)) in cases.iter_mut().enumerate() {
             bar.message(*name);
             if index == 2 {
-                add_line(&project.join("profiles").join(format!("{profile}.toml")))?;
+                add_line(&project.join(toml))?;
             }
             let (built, run) = build(program, staging.path(), profile, arch, work.threads)?;
             anyhow::ensure!(built == (index != 1), "the {name} build did not do what it should have");
@@ -224,8 +231,9 @@ mod tests {
     #[test]
     fn the_changed_line_changes_what_the_profile_says_and_leaves_the_rest() {
         let dir = tempfile::tempdir().unwrap();
-        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("profiles"), &dir.path().join("profiles")).unwrap();
-        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("images"), &dir.path().join("images")).unwrap();
+        for folder in FOLDERS {
+            copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &dir.path().join(folder)).unwrap();
+        }
         let load = || crate::spec::Project::load(dir.path()).unwrap().profiles["server"].layer.clone();
         let before = load();
         add_line(&dir.path().join("profiles/server.toml")).unwrap();

@@ -160,7 +160,7 @@ pub(crate) mod tests {
                 schema: SCHEMA,
                 kiln: "0.1.0".to_owned(),
                 profile: "server".to_owned(),
-                role: Role::Server,
+                role: Some(Role::Server),
                 arch: Arch::Amd64,
                 version: "20260912-abcdef01".to_owned(),
                 epoch: 1_789_199_741,

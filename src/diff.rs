@@ -121,7 +121,8 @@ fn facts(a: &Manifest, b: &Manifest) -> Vec<Fact> {
         }
     };
     fact("profile", &a.profile, &b.profile);
-    fact("role", &a.role, &b.role);
+    let role = |m: &Manifest| m.role.map_or_else(|| "(none)".to_owned(), |role| role.to_string());
+    fact("role", &role(a), &role(b));
     fact("arch", &a.arch, &b.arch);
     fact("version", &a.version, &b.version);
     fact("time", &crate::lock::time::iso(a.epoch), &crate::lock::time::iso(b.epoch));

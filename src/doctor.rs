@@ -126,8 +126,13 @@ fn project(patient: &Patient<'_>, record: &mut Record) -> Option<Project> {
     };
     match Project::load(dir) {
         Ok(project) => {
-            let names: Vec<&str> = project.profiles.keys().map(String::as_str).collect();
-            record.add("project", State::Ok, format!("{}: profiles {}", dir.display(), names.join(", ")));
+            let names = |of: Vec<&String>| of.into_iter().cloned().collect::<Vec<_>>().join(", ");
+            let mut text =
+                format!("{}: profiles {}", dir.display(), names(project.profiles.keys().collect()));
+            if !project.machines.is_empty() {
+                text.push_str(&format!("; machines {}", names(project.machines.keys().collect())));
+            }
+            record.add("project", State::Ok, text);
             Some(project)
         }
         Err(error) => {

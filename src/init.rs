@@ -14,7 +14,7 @@ macro_rules! files {
     };
 }
 
-/// Every file of images/ and profiles/; a test sees that none is forgotten.
+/// Every file of images/, profiles/ and qemu/; a test sees that none is forgotten.
 const FILES: &[(&str, &[u8])] = files![
     "images/debian.toml",
     "images/files/identity",
@@ -29,6 +29,17 @@ const FILES: &[(&str, &[u8])] = files![
     "images/tools.toml",
     "profiles/agent.toml",
     "profiles/server.toml",
+    "qemu/faults.toml",
+    "qemu/hardware.toml",
+    "qemu/machines/edge.toml",
+    "qemu/machines/edge/dnsmasq.service",
+    "qemu/machines/edge/exports",
+    "qemu/machines/edge/generator",
+    "qemu/machines/edge/nfs.conf",
+    "qemu/machines/server-metal.toml",
+    "qemu/nfs.toml",
+    "qemu/smoke.toml",
+    "qemu/three-node.toml",
 ];
 
 /// What git should pass over in a new project.
@@ -73,7 +84,7 @@ fn refuse_full(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::lock::Lock;
-    use crate::spec::Project;
+    use crate::spec::{FOLDERS, Project};
     use std::collections::BTreeSet;
 
     fn below(dir: &Path, path: &str, found: &mut BTreeSet<String>) {
@@ -89,9 +100,9 @@ mod tests {
     }
 
     #[test]
-    fn no_file_of_images_and_profiles_is_forgotten() {
+    fn no_file_of_a_project_is_forgotten() {
         let mut found = BTreeSet::new();
-        for folder in ["images", "profiles"] {
+        for folder in FOLDERS {
             below(Path::new(env!("CARGO_MANIFEST_DIR")), folder, &mut found);
         }
         assert_eq!(FILES.iter().map(|(path, _)| (*path).to_owned()).collect::<BTreeSet<_>>(), found);

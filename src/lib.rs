@@ -67,6 +67,7 @@ pub mod recipe;
 pub mod rootfs;
 pub mod sandbox;
 pub mod sbom;
+pub mod scenario;
 pub mod spec;
 pub mod squeeze;
 pub mod store;

@@ -37,8 +37,8 @@ pub struct Manifest {
     pub kiln: String,
     /// Name of the profile.
     pub profile: String,
-    /// Role in the cluster.
-    pub role: Role,
+    /// Role in the cluster; a machine of scenarios may have none.
+    pub role: Option<Role>,
     /// Machine.
     pub arch: Arch,
     /// IMAGE_VERSION of its os-release.

@@ -182,6 +182,39 @@ pub fn peak_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
+/// Gives memory that was freed back to the system; the C library keeps it for later (malloc_trim(3), glibc alone has it).
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> i32;
+        }
+        // SAFETY: malloc_trim takes any number, and locks the allocator itself: it is MT-Safe by malloc_trim(3).
+        unsafe { malloc_trim(0) };
+    }
+}
+
+/// Lets [`peak_memory`] count from now on (`clear_refs` of proc_pid_clear_refs(5)); without /proc it goes on from the start.
+pub fn reset_peak_memory() {
+    if let Err(error) = fs_err::write("/proc/self/clear_refs", "5") {
+        tracing::debug!(%error, "peak memory");
+    }
+}
+
+/// The memory of this machine in bytes (`MemTotal` of proc_meminfo(5)); `None` without /proc.
+pub fn memory_total() -> Option<u64> {
+    let info = fs_err::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Name and release of the running kernel, as `uname -sr` prints them.
+pub fn kernel_release() -> String {
+    let names = rustix::system::uname();
+    format!("{} {}", names.sysname().to_string_lossy(), names.release().to_string_lossy())
+}
+
 /// The processor time of all threads of this process so far, in user and in system mode (`utime`, `stime` of proc_pid_stat(5));
 /// `None` without /proc.
 pub fn cpu_time() -> Option<Duration> {

@@ -27,13 +27,16 @@ pub enum Verbosity {
     Verbose,
 }
 
-/// The door to the terminal. Shared by all threads of a run.
-#[derive(Debug)]
+/// The door to the terminal. Shared by all threads of a run; clones are the same door.
+#[derive(Debug, Clone)]
 pub struct Ui {
     verbosity: Verbosity,
     json: bool,
     live: bool,
     bars: MultiProgress,
+    /// Where lines go in tests instead of stderr.
+    #[cfg(test)]
+    kept: Option<std::sync::Arc<std::sync::Mutex<String>>>,
 }
 
 impl Ui {
@@ -41,7 +44,22 @@ impl Ui {
     pub fn new(verbosity: Verbosity, json: bool) -> Self {
         let live = std::io::stderr().is_terminal() && verbosity != Verbosity::Quiet;
         let target = if live { ProgressDrawTarget::stderr_with_hz(12) } else { ProgressDrawTarget::hidden() };
-        Ui { verbosity, json, live, bars: MultiProgress::with_draw_target(target) }
+        Ui {
+            verbosity,
+            json,
+            live,
+            bars: MultiProgress::with_draw_target(target),
+            #[cfg(test)]
+            kept: None,
+        }
+    }
+
+    /// One that keeps its lines, as they look where nothing understands colours, and draws no live lines.
+    #[cfg(test)]
+    pub(crate) fn kept(verbosity: Verbosity, live: bool) -> (Self, std::sync::Arc<std::sync::Mutex<String>>) {
+        let lines = std::sync::Arc::default();
+        let bars = MultiProgress::with_draw_target(ProgressDrawTarget::hidden());
+        (Ui { verbosity, json: false, live, bars, kept: Some(std::sync::Arc::clone(&lines)) }, lines)
     }
 
     /// Whether results are asked for as JSON.
@@ -75,6 +93,30 @@ impl Ui {
         }
     }
 
+    /// Something that went wrong although the work goes on: as [`Ui::status`] in red.
+    pub fn bad(&self, word: &str, text: impl AsRef<str>) {
+        if self.verbosity != Verbosity::Quiet {
+            self.line(word, AnsiColor::Red, text.as_ref());
+        }
+    }
+
+    /// Something that a person should notice: as [`Ui::status`] in yellow.
+    pub fn notice(&self, word: &str, text: impl AsRef<str>) {
+        if self.verbosity != Verbosity::Quiet {
+            self.line(word, AnsiColor::Yellow, text.as_ref());
+        }
+    }
+
+    /// Lines that belong to the status above them, such as what a program answered.
+    pub fn quote(&self, text: impl AsRef<str>) {
+        if self.verbosity != Verbosity::Quiet {
+            let dim = Style::new().dimmed();
+            for line in text.as_ref().lines() {
+                self.to_stderr(&format!("{:>WORD$} {dim}| {line}{dim:#}", ""));
+            }
+        }
+    }
+
     fn line(&self, word: &str, color: AnsiColor, text: &str) {
         let style = Style::new().bold().fg_color(Some(color.into()));
         self.to_stderr(&format!("{style}{word:>WORD$}{style:#} {text}"));
@@ -82,6 +124,12 @@ impl Ui {
 
     /// Writing to a closed stderr or stdout is nobody's error: who closed it does not want to know.
     fn to_stderr(&self, line: &str) {
+        #[cfg(test)]
+        if let Some(kept) = &self.kept {
+            let line = anstream::adapter::strip_str(line).to_string();
+            kept.lock().unwrap().push_str(&format!("{line}\n"));
+            return;
+        }
         self.bars.suspend(|| {
             let mut stderr = anstream::stderr().lock();
             writeln!(stderr, "{line}").ok();
@@ -161,6 +209,15 @@ impl Ui {
         bar
     }
 
+    /// A live line for something that goes through states: how long it is in this one, and a message that is cut to the width
+    /// of the terminal; vanishes when dropped.
+    pub fn state_line(&self, word: &str) -> Bar {
+        let bar =
+            self.bar(word, 0, &format!("{{prefix:>{WORD}.bold.cyan}} {{elapsed:>4.dim}}  {{wide_msg}}"));
+        bar.inner.enable_steady_tick(Duration::from_secs(1));
+        bar
+    }
+
     fn bar(&self, word: &str, total: u64, template: &str) -> Bar {
         let style = ProgressStyle::with_template(template)
             .expect("the templates of ui are valid")
@@ -187,6 +244,11 @@ impl Bar {
     pub fn message(&self, text: impl Into<Cow<'static, str>>) {
         self.inner.set_message(text);
     }
+
+    /// Lets the time of a [`Ui::state_line`] begin again.
+    pub fn restart(&self) {
+        self.inner.reset_elapsed();
+    }
 }
 
 impl Drop for Bar {
@@ -195,17 +257,89 @@ impl Drop for Bar {
     }
 }
 
+/// Text of a guest or a child, fit for a terminal and for every text format: without control sequences (ECMA-48); a carriage
+/// return becomes a line end, and characters that are invisible, turn the direction of text (UAX #9) or may not stand in XML become
+/// U+FFFD. Tabs and line ends stay.
+pub fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for (number, line) in text.split('\n').enumerate() {
+        if number > 0 {
+            out.push('\n');
+        }
+        // Lines from a serial port end in `\r\n`, or two of the first.
+        for (number, part) in line.trim_end_matches('\r').split('\r').enumerate() {
+            if number > 0 {
+                out.push('\n');
+            }
+            if part.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b)) {
+                out.push_str(part);
+                continue;
+            }
+            // Line by line: a sequence that never ends must not swallow what follows.
+            for visible in anstream::adapter::strip_str(part) {
+                out.extend(
+                    visible.chars().map(|c| if is_plain(c) { c } else { char::REPLACEMENT_CHARACTER }),
+                );
+            }
+        }
+    }
+    out
+}
+
+fn is_plain(c: char) -> bool {
+    c == '\t'
+        || !(c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}' | '\u{2028}' | '\u{2029}'))
+}
+
 /// Bytes for people: `31.4 MB` (decimal, as disks are sold).
 pub fn human_bytes(bytes: u64) -> String {
     indicatif::DecimalBytes(bytes).to_string()
 }
 
-/// A duration for people: `3.2 s`, `2 m 05 s`.
+/// A duration for people: `3.2 s`, `2 m 05 s`, `3 h 20 m`.
 pub fn human_time(time: Duration) -> String {
     let seconds = time.as_secs_f64();
     if seconds < 60.0 {
         format!("{seconds:.1} s")
-    } else {
+    } else if seconds < 3600.0 {
         format!("{} m {:02} s", time.as_secs() / 60, time.as_secs() % 60)
+    } else {
+        format!("{} h {:02} m", time.as_secs() / 3600, time.as_secs() / 60 % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_text_has_no_control_sequences_and_loses_no_line() {
+        for (text, want) in [
+            ("plain\ttext\n", "plain\ttext\n"),
+            ("\u{1b}[1;31mred\u{1b}[0m", "red"),
+            ("a\r\nb\r\r\nc\r", "a\nb\nc"),
+            ("10%\r20%\r\n", "10%\n20%\n"),
+            // The title that never ends takes its own line with it and no other.
+            ("\u{1b}]0;title\nnext", "\nnext"),
+            ("nul\0 bell\u{7} back\u{8}", "nul bell back"),
+            // CSI as one character, text direction, a character that XML has not.
+            ("\u{9b}31m \u{202e}x \u{ffff}", "\u{fffd}31m \u{fffd}x \u{fffd}"),
+            ("grün 雪 🦀", "grün 雪 🦀"),
+        ] {
+            assert_eq!(plain(text), want, "{text:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn plain_text_is_fit_for_xml_and_stays_as_it_is(text in ".{0,40}", bytes: Vec<u8>) {
+            for text in [text, String::from_utf8_lossy(&bytes).into_owned()] {
+                let once = plain(&text);
+                assert!(once.chars().all(|c| c == '\n' || is_plain(c)), "{once:?}");
+                assert_eq!(plain(&once), once);
+            }
+        }
     }
 }

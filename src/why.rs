@@ -124,7 +124,7 @@ pub fn why(project: &Project, built: &Built, what: &str) -> Result<Option<Answer
     let Some(path) = resolve(&built.files, what) else { return Ok(None) };
     let Some(info) = built.files.get(&path) else { return Ok(None) };
     let step = info.from.strip_prefix("kiln:").map(|step| does(step).to_owned());
-    let asked = project.profiles.get(&built.manifest.profile).map(|profile| &profile.asked);
+    let asked = project.find_image(&built.manifest.profile).map(|profile| &profile.asked);
     let file = FileAnswer {
         asked_by: asked
             .and_then(|asked| asked.files.get(&path))
@@ -194,7 +194,7 @@ fn chain(project: &Project, built: &Built, graph: &Graph<'_>, name: &str, info: 
     };
     let mut chain = Vec::new();
     let mut rest = None;
-    if let Some(profile) = project.profiles.get(&built.manifest.profile) {
+    if let Some(profile) = project.find_image(&built.manifest.profile) {
         let wants = profile.wants(built.manifest.arch);
         let starts: BTreeSet<&str> = wants.iter().map(String::as_str).collect();
         rest = graph.chain(&starts, name);

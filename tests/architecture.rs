@@ -60,13 +60,20 @@ fn children_are_made_in_exec_only() {
 
 #[test]
 fn the_streams_are_written_in_ui_only() {
-    only("std::io::stdout(", |file| file == "src/ui.rs" || file == "src/qemu/run.rs");
+    only("std::io::stdout(", |file| file == "src/ui.rs" || file == "src/qemu/terminal.rs");
     only("anstream::", |file| file == "src/ui.rs");
     for (name, text) in files_below("src", "rs") {
         for word in ["println!", "eprintln!", "dbg!", "print!("] {
             assert!(!code(&text).contains(word) || name == "src/ui.rs", "{name} uses {word}");
         }
     }
+}
+
+#[test]
+fn only_the_style_of_the_report_is_not_escaped() {
+    only("PreEscaped(", |file| file == "src/scenario/report/html/mod.rs");
+    let page = fs_err::read_to_string(here().join("src/scenario/report/html/mod.rs")).unwrap();
+    assert_eq!(code(&page).matches("PreEscaped(").count(), 1);
 }
 
 #[test]

@@ -21,7 +21,8 @@ use crate::ui::{human_bytes, human_time};
 /// Arguments of `kiln build`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Profile to bake: a file name in profiles/ without `.toml`, or `all`
+    /// Profile to bake: a file name in profiles/ or qemu/machines/ without
+    /// `.toml`; `all`: those in profiles/
     #[arg(long, value_name = "NAME")]
     profile: String,
 

@@ -1,6 +1,7 @@
 //! `kiln dev`.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::{Subcommand, ValueEnum};
@@ -11,8 +12,11 @@ use super::Context;
 use crate::arch::Arch;
 use crate::bench;
 use crate::config::Config;
+use crate::error::{Failure, Kind};
 use crate::packages::Work;
 use crate::recipe::RecipeSpec;
+use crate::scenario::report;
+use crate::scenario::result::Run;
 use crate::spec::{Archive, Layer, Tools};
 
 /// Arguments of `kiln dev`.
@@ -51,8 +55,27 @@ enum Verb {
         /// File with the plan
         plan: PathBuf,
     },
-    /// Measure whole builds: cold, with nothing to do, and after one changed line
+    /// Write the report of a test run again, from its report.json
+    ///
+    /// For runs whose page was not kept, and for work on the page itself.
+    Report {
+        /// The report.json of the run
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+
+        /// Folder for the report; made if it is not there
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Measure whole builds, or the switch between machines
+    ///
+    /// `builds`: cold, with nothing to do, and after one changed line. `switch`: what the network between machines carries and how
+    /// long a frame takes, without machines; it needs no project.
     Bench {
+        /// What to measure
+        #[arg(value_enum, default_value = "builds")]
+        what: Bench,
+
         /// Profile to build
         #[arg(long, value_name = "NAME", default_value = "server")]
         profile: String,
@@ -61,7 +84,7 @@ enum Verb {
         #[arg(long, value_enum, default_value = "amd64")]
         arch: Arch,
 
-        /// Runs of each build; the median counts
+        /// Runs of each build, of which the median counts; seconds for each length of frames
         #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u16).range(1..=1000))]
         runs: u16,
 
@@ -82,6 +105,14 @@ impl Args {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum Bench {
+    /// Builds of a profile
+    Builds,
+    /// The network between machines
+    Switch,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum CompletionShell {
     /// GNU bash
     Bash,
@@ -99,8 +130,10 @@ enum SchemaFile {
     Tools,
     /// recipe.toml of a recipe
     Recipe,
-    /// Any other file in images/, and those in profiles/
+    /// Any other file in images/, and those in profiles/ and qemu/machines/
     Layer,
+    /// A scenario in qemu/
+    Scenario,
     /// The user's own config.toml
     Config,
 }
@@ -128,7 +161,26 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         // main() sees to it before anything else.
         Verb::Sandbox { .. } => Ok(()),
         Verb::Schema { file } => context.ui.result_json(&schema(*file)),
-        Verb::Bench { profile, arch, runs, threads } => {
+        Verb::Report { file, out } => {
+            let run: Run = serde_json::from_slice(&fs::read(file)?).map_err(|error| {
+                Failure::new(Kind::Input, format!("{} is no report of kiln test", file.display()))
+                    .because(error)
+            })?;
+            let files = report::write(&run, out)?;
+            context.ui.status("Wrote", files.html.display().to_string());
+            Ok(())
+        }
+        Verb::Bench { what: Bench::Switch, runs, .. } => {
+            let results = bench::switch::bench(Duration::from_secs(u64::from(*runs)) / 2)?;
+            if context.ui.json() {
+                return context.ui.result_json(&results);
+            }
+            for line in results.lines() {
+                context.ui.result(line);
+            }
+            Ok(())
+        }
+        Verb::Bench { what: Bench::Builds, profile, arch, runs, threads } => {
             let (project, locked) = context.locked()?;
             let store = context.store()?;
             let work = Work {
@@ -157,6 +209,7 @@ fn schema(file: SchemaFile) -> schemars::Schema {
         SchemaFile::Tools => schemars::schema_for!(Tools),
         SchemaFile::Recipe => schemars::schema_for!(RecipeSpec),
         SchemaFile::Layer => schemars::schema_for!(Layer),
+        SchemaFile::Scenario => schemars::schema_for!(crate::scenario::spec::file::File),
         SchemaFile::Config => schemars::schema_for!(Config),
     }
 }
@@ -172,6 +225,7 @@ mod tests {
             (SchemaFile::Tools, "set"),
             (SchemaFile::Recipe, "outputs"),
             (SchemaFile::Layer, "packages"),
+            (SchemaFile::Scenario, "step"),
             (SchemaFile::Config, "mirrors"),
         ] {
             let schema = serde_json::to_value(schema(file)).unwrap();

@@ -10,6 +10,7 @@ mod recipe;
 mod run;
 mod sbom;
 mod store;
+mod test;
 mod why;
 
 use std::path::PathBuf;
@@ -59,6 +60,8 @@ enum Verb {
     Build(build::Args),
     /// Boot a baked image in QEMU, console on this terminal
     Run(run::Args),
+    /// Prove a cluster of the baked images in QEMU
+    Test(test::Args),
     /// Resolve packages again and rewrite images/kiln.lock
     Update(lock::UpdateArgs),
     /// Show what `kiln update` would change
@@ -164,6 +167,7 @@ pub fn main() -> ExitCode {
     let done = match cli.verb {
         Verb::Build(args) => build::run(&context, &args),
         Verb::Run(args) => run::run(&context, &args),
+        Verb::Test(args) => test::run(&context, &args),
         Verb::Update(args) => lock::update(&context, &args),
         Verb::Outdated(args) => lock::outdated(&context, &args),
         Verb::Recipe(args) => recipe::run(&context, &args),

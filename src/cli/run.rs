@@ -82,11 +82,20 @@ enum UntilArg {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum AccelArg {
+pub(super) enum AccelArg {
     /// The host's processor
     Kvm,
     /// Emulation
     Tcg,
+}
+
+impl From<AccelArg> for Accel {
+    fn from(asked: AccelArg) -> Self {
+        match asked {
+            AccelArg::Kvm => Accel::Kvm,
+            AccelArg::Tcg => Accel::Tcg,
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -137,10 +146,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     options.memory = args.memory;
     options.cpus = args.cpus;
     options.disk = args.disk << 30;
-    options.accel = args.accel.map(|a| match a {
-        AccelArg::Kvm => Accel::Kvm,
-        AccelArg::Tcg => Accel::Tcg,
-    });
+    options.accel = args.accel.map(Into::into);
     options.ssh = args.ssh;
     options.credentials = args.credentials.iter().map(|c| credential(c)).collect::<Result<_>>()?;
     options.until = if args.until.is_some() { Until::Ready } else { Until::Ended };

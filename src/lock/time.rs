@@ -8,6 +8,12 @@ pub(crate) fn now() -> i64 {
     i64::try_from(now).unwrap_or(i64::MAX)
 }
 
+/// Now, since 1970, as exactly as this machine knows: for the times in logs and captures of runs.
+#[expect(clippy::disallowed_methods, reason = "the one door to the clock")]
+pub(crate) fn precise() -> std::time::Duration {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// `2026-09-12T07:55:41Z`. Sorts as text as it does in time.
 pub(crate) fn iso(seconds: i64) -> String {
     let (y, m, d, rest) = civil(seconds);

@@ -12,7 +12,7 @@ use crate::spec::Project;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SetKind {
-    /// The packages of a profile.
+    /// The packages of a profile or of a machine of scenarios.
     Profile,
     /// The packages of a tool set.
     Tool,
@@ -64,7 +64,7 @@ pub fn wants(project: &Project) -> Vec<Want> {
         list
     };
     let mut wants = Vec::new();
-    for profile in project.profiles.values() {
+    for profile in project.images() {
         for arch in &project.archive.architectures {
             let packages = &profile.layer.packages;
             wants.push(Want {

@@ -104,26 +104,36 @@ fn try_guest(root: &Path, emulator: &Tool, arch: Arch, accel: Accel) -> Result<b
     let folder = tempfile::Builder::new().prefix("kiln-accel-").tempdir().map_err(io_error)?;
     let (guest, answer) = (folder.path().join("guest.bin"), folder.path().join("answer"));
     fs::write(&guest, guest_bytes(arch)).map_err(io_error)?;
-    let command = emulator
-        .command()
-        .limit(LIMIT)
-        .args(["-no-user-config", "-nodefaults", "-display", "none", "-m", "64M", "-no-reboot", "-L"])
-        .arg(root.join("usr/share/qemu"))
-        .args(["-accel", accel.argument(), "-cpu", accel.cpu(arch), "-chardev"])
-        .arg(format!("file,id=answer,path={}", answer.display().to_string().replace(',', ",,")));
-    let command = match arch {
-        Arch::Amd64 => command
-            .args(["-machine", "q35", "-device", "isa-debugcon,iobase=0xe9,chardev=answer"])
-            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-bios"])
-            .arg(&guest),
-        Arch::Arm64 => command.args(["-machine", "virt", "-serial", "chardev:answer", "-kernel"]).arg(&guest),
-    };
-    match command.run() {
+    match trial(root, emulator, arch, accel, &guest, &answer).limit(LIMIT).run() {
         // isa-debug-exit ends QEMU with twice the byte plus one: 0x10 gives 33.
         Ok(()) | Err(exec::Error::Exit { code: 33, .. }) => {}
         Err(error) => return Err(error),
     }
     Ok(fs::read_to_string(&answer).map_err(io_error)?.contains(TOKEN))
+}
+
+/// The call of `emulator` that runs `guest` as a machine would be run; what it says goes to the file `answer`.
+pub(crate) fn trial(
+    root: &Path,
+    emulator: &Tool,
+    arch: Arch,
+    accel: Accel,
+    guest: &Path,
+    answer: &Path,
+) -> exec::Command {
+    let command = emulator
+        .command()
+        .args(["-no-user-config", "-nodefaults", "-display", "none", "-m", "64M", "-no-reboot", "-L"])
+        .arg(root.join("usr/share/qemu"))
+        .args(["-accel", accel.argument(), "-cpu", accel.cpu(arch), "-chardev"])
+        .arg(format!("file,id=answer,path={}", answer.display().to_string().replace(',', ",,")));
+    match arch {
+        Arch::Amd64 => command
+            .args(["-machine", "q35", "-device", "isa-debugcon,iobase=0xe9,chardev=answer"])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-bios"])
+            .arg(guest),
+        Arch::Arm64 => command.args(["-machine", "virt", "-serial", "chardev:answer", "-kernel"]).arg(guest),
+    }
 }
 
 /// The test guest: on x86 a firmware of 64 KiB that starts at the reset vector, on ARM a flat kernel.
@@ -156,6 +166,11 @@ fn x86_rom() -> Vec<u8> {
         0xe6, 0xf4, 0xf4, 0xeb, 0xfd,
     ];
     code.extend_from_slice(TOKEN.as_bytes());
+    rom(&code)
+}
+
+/// A firmware of 64 KiB whose `code`, at most 240 bytes, begins at 0xff00, where the jump at the reset vector leads.
+pub(crate) fn rom(code: &[u8]) -> Vec<u8> {
     let mut rom = vec![0; 0xff00];
     rom.extend(code);
     rom.resize(0xfff0, 0);

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::accel::Accel;
 use super::firmware::Firmware;
@@ -44,19 +45,71 @@ pub enum Bus {
     UsbStorage,
 }
 
-/// A disk of a machine. The file is opened read-only; writes go to an overlay in the run folder.
+/// What holds the bytes of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backing {
+    /// An image, opened read-only; writes go to a qcow2 overlay in the run folder. Flushes are dropped: this disk keeps all
+    /// that was written whenever the machine stops.
+    Overlay {
+        /// The image.
+        path: PathBuf,
+        /// Its layout.
+        format: Format,
+        /// The size in bytes that the guest sees; at least the image's. First boot fills the difference with root-B and /var.
+        size: Option<u64>,
+    },
+    /// The unix socket of a disk that somebody serves by NBD under the empty name, see [`super::disk`]. It gets the guest's flushes.
+    Export(PathBuf),
+}
+
+/// Sizes of a disk's sectors: what can be addressed and what is written as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Sectors {
+    /// 512 bytes, both.
+    #[default]
+    Native512,
+    /// 512e: 512 bytes on a medium of 4096.
+    Emulated512,
+    /// 4Kn: 4096 bytes, both. Images have partition tables in units of 512 and do not boot from it; AHCI cannot have it.
+    Native4096,
+}
+
+impl Sectors {
+    /// Logical and physical size in bytes.
+    pub fn sizes(self) -> (u32, u32) {
+        match self {
+            Sectors::Native512 => (512, 512),
+            Sectors::Emulated512 => (512, 4096),
+            Sectors::Native4096 => (4096, 4096),
+        }
+    }
+}
+
+/// A disk of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// The image.
-    pub path: PathBuf,
-    /// Its layout.
-    pub format: Format,
+    /// Where its bytes are.
+    pub backing: Backing,
     /// Its controller.
     pub bus: Bus,
-    /// The size in bytes that the guest sees; at least the image's. First boot fills the difference with root-B and /var.
-    pub size: Option<u64>,
+    /// Its sectors.
+    pub sectors: Sectors,
     /// The serial number the guest sees, at most 20 bytes.
     pub serial: String,
+}
+
+impl Disk {
+    /// The image at `path` under an overlay.
+    pub fn overlay(path: PathBuf, format: Format, size: Option<u64>, bus: Bus, serial: &str) -> Self {
+        let backing = Backing::Overlay { path, format, size };
+        Disk { backing, bus, sectors: Sectors::default(), serial: serial.to_owned() }
+    }
+
+    /// The served disk at `socket`.
+    pub fn export(socket: PathBuf, bus: Bus, serial: &str) -> Self {
+        let backing = Backing::Export(socket);
+        Disk { backing, bus, sectors: Sectors::default(), serial: serial.to_owned() }
+    }
 }
 
 /// The model of a network card.
@@ -137,6 +190,12 @@ pub struct MachineConfig {
     pub ports: Vec<String>,
     /// End QEMU instead of rebooting the guest.
     pub no_reboot: bool,
+    /// The UUID in SMBIOS, which the image makes the machine id of; `None`: all zero, and the guest makes an id up.
+    pub uuid: Option<Uuid>,
+    /// A screen, for pictures by [`super::machine::Machine::screenshot`]. Firmware and kernel write on it as well as on the serial line.
+    pub screen: bool,
+    /// A virtio console (/dev/hvc0), whose socket waits for somebody to attach to it.
+    pub shell: bool,
 }
 
 /// Where the files of a running machine are. All are made by [`super::machine`].
@@ -160,6 +219,10 @@ impl Places {
     /// The socket of a virtio-serial port.
     pub fn port(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.sock"))
+    }
+    /// The socket of the virtio console.
+    pub fn shell(&self) -> PathBuf {
+        self.folder.join("shell.sock")
     }
     /// The copy of the variable store.
     pub fn vars(&self) -> PathBuf {
@@ -194,6 +257,12 @@ impl MachineConfig {
         for disk in &self.disks {
             if disk.serial.is_empty() || disk.serial.len() > 20 || !disk.serial.is_ascii() {
                 return refuse(format!("disk serial `{}` must have 1 to 20 ASCII characters", disk.serial));
+            }
+            if disk.bus == Bus::Ahci && disk.sectors == Sectors::Native4096 {
+                return refuse(format!(
+                    "disk `{}`: an AHCI disk cannot have logical sectors of 4096 bytes",
+                    disk.serial
+                ));
             }
         }
         for (index, disk) in self.disks.iter().enumerate() {
@@ -274,6 +343,9 @@ impl MachineConfig {
         if self.no_reboot {
             args.flag("-no-reboot");
         }
+        if let Some(uuid) = self.uuid {
+            args.pair("-uuid", uuid.to_string());
+        }
         self.boot_args(&mut args, places);
         args.device(&json!({"driver": "virtio-rng-pci", "id": "rng0"}));
         args.pair("-chardev", format!("socket,id=qmp,path={},server=on,wait=off", comma(&places.qmp())));
@@ -283,7 +355,7 @@ impl MachineConfig {
             format!("socket,id=console,path={},server=on,wait=off", comma(&places.console())),
         );
         args.pair("-serial", "chardev:console");
-        if !self.ports.is_empty() {
+        if self.shell || !self.ports.is_empty() {
             args.device(&json!({"driver": "virtio-serial-pci", "id": "serial0"}));
         }
         for (index, port) in self.ports.iter().enumerate() {
@@ -291,11 +363,19 @@ impl MachineConfig {
             args.pair("-chardev", format!("socket,id=port{index},path={path},server=on,wait=off"));
             args.device(&json!({"driver": "virtserialport", "bus": "serial0.0", "chardev": format!("port{index}"), "name": port}));
         }
+        if self.shell {
+            let path = comma(&places.shell());
+            args.pair("-chardev", format!("socket,id=shell,path={path},server=on,wait=off"));
+            args.device(&json!({"driver": "virtconsole", "bus": "serial0.0", "chardev": "shell"}));
+        }
         for (index, disk) in self.disks.iter().enumerate() {
             disk_args(&mut args, index, disk, &places.overlay(index));
         }
         for (index, nic) in self.nics.iter().enumerate() {
             nic_args(&mut args, index, nic);
+        }
+        if self.screen {
+            args.device(&screen(self.arch));
         }
         for index in 0..self.smbios_strings().len() {
             args.pair("-smbios", format!("type=11,path={}", comma(&places.smbios(index))));
@@ -324,14 +404,30 @@ impl MachineConfig {
 
 fn disk_args(args: &mut Args, index: usize, disk: &Disk, overlay: &Path) {
     let node = format!("disk{index}");
-    // The overlay lives as long as the run: a flush to the host's disk would cost time and prove nothing. A power cut of
-    // the guest is not one of the host.
-    args.blockdev(&json!({
-        "driver": "qcow2", "node-name": node, "discard": "unmap", "cache": {"no-flush": true},
-        "file": {"driver": "file", "filename": text(overlay), "discard": "unmap", "cache": {"no-flush": true}},
-    }));
+    args.blockdev(&match &disk.backing {
+        // The overlay lives as long as the run: a flush to the host's disk would cost time and prove nothing. A power cut of
+        // the guest is not one of the host.
+        Backing::Overlay { .. } => json!({
+            "driver": "qcow2", "node-name": node, "discard": "unmap", "cache": {"no-flush": true},
+            "file": {"driver": "file", "filename": text(overlay), "discard": "unmap", "cache": {"no-flush": true}},
+        }),
+        Backing::Export(socket) => json!({
+            "driver": "nbd", "node-name": node, "discard": "unmap",
+            "server": {"type": "unix", "path": text(socket)},
+        }),
+    });
     let mut device =
         json!({"drive": node, "id": format!("dev-{node}"), "serial": disk.serial, "bootindex": index});
+    // QEMU's own choice would stop the machine when the disk says that it is full. `nvme` always reports.
+    if matches!(disk.backing, Backing::Export(_)) && disk.bus != Bus::Nvme {
+        device["rerror"] = json!("report");
+        device["werror"] = json!("report");
+    }
+    if disk.sectors != Sectors::default() {
+        let (logical, physical) = disk.sectors.sizes();
+        device["logical_block_size"] = json!(logical);
+        device["physical_block_size"] = json!(physical);
+    }
     let driver = match disk.bus {
         Bus::VirtioBlk => "virtio-blk-pci",
         Bus::Nvme => "nvme",
@@ -348,6 +444,15 @@ fn disk_args(args: &mut Args, index: usize, disk: &Disk, overlay: &Path) {
     };
     device["driver"] = json!(driver);
     args.device(&device);
+}
+
+/// A device that firmware has a driver for and that a kernel can go on drawing on without one of its own.
+fn screen(arch: Arch) -> Value {
+    match arch {
+        // OVMF draws without the VGA BIOS in the option ROM.
+        Arch::Amd64 => json!({"driver": "VGA", "id": "screen", "romfile": ""}),
+        Arch::Arm64 => json!({"driver": "ramfb", "id": "screen"}),
+    }
 }
 
 fn nic_args(args: &mut Args, index: usize, nic: &Nic) {

@@ -164,6 +164,14 @@ impl Qmp {
         self.execute("cont", Value::Null).map(drop)
     }
 
+    /// Sends the processors a non-maskable interrupt.
+    ///
+    /// # Errors
+    /// See [`Error`]; QEMU refuses on machines that have none.
+    pub fn inject_nmi(&mut self) -> Result<(), Error> {
+        self.execute("inject-nmi", Value::Null).map(drop)
+    }
+
     /// The run state: `running`, `paused`, `shutdown` …
     ///
     /// # Errors

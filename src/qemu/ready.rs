@@ -7,6 +7,7 @@
 //! virtio-serial port [`PORT`]:
 //!
 //! ```text
+//! boot 01234567-89ab-cdef-0123-456789abcdef      the id of the boot, first of all
 //! job 123 dev-disk-foo.device start running      every 10 s while boot goes on
 //! state running                                  or degraded, maintenance
 //! FinishTimestampMonotonic=12345678              systemctl show
@@ -16,8 +17,9 @@
 //! end
 //! ```
 //!
-//! Then it waits for the word `poweroff` ([`power_off`]), so that ending in order needs neither logind nor a power button's
-//! driver in the image.
+//! Each boot of a machine reports anew. Then the script waits for an order: `poweroff` ([`power_off`]), so that ending in order
+//! needs neither logind nor a power button's driver in the image, or `timeline` ([`timeline`]), which costs the guest some
+//! seconds when it is emulated and so is no part of the report.
 //!
 //! vsock with `vmm.notify_socket` would need no script, but needs vhost-vsock on the host, which containers and CI seldom have.
 
@@ -26,7 +28,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::console::Position;
 use super::machine::Machine;
+use super::timeline::{Marks, Timeline};
 use crate::error::{Failure, Kind};
 
 /// The virtio-serial port of the report.
@@ -53,6 +57,9 @@ until [ -c "$port" ]; do
   sleep 0.1
 done
 exec 3<>"$port" >&3 2>/dev/null
+read -r line </proc/sys/kernel/random/boot_id
+echo
+echo "boot $line"
 (while sleep 10; do
   systemctl list-jobs --no-legend --plain | while read -r line; do echo "job $line"; done
   echo jobs-end
@@ -81,7 +88,28 @@ for uuid in /sys/block/dm-*/dm/uuid; do
   [ -r "$uuid" ] && read -r line <"$uuid" && echo "mapper $line"
 done
 echo end
-read -r order <&3 && [ "$order" = poweroff ] && systemctl poweroff --no-block
+set -f
+while :; do
+  if ! read -r order <&3; then
+    sleep 1
+    continue
+  fi
+  case $order in
+    poweroff) systemctl poweroff --no-block ;;
+    timeline)
+      show="systemctl show -p Id,InactiveExitTimestampMonotonic,ActiveEnterTimestampMonotonic,After"
+      units=$($show --type=service,target,mount,socket,device '*')
+      printf '%s\n\n' "$units"
+      # Links of /dev have units that no list shows.
+      devices=$(for word in $units; do
+        case ${word#After=} in dev-*.device) printf '%s\n' "${word#After=}" ;; esac
+      done)
+      [ -z "$devices" ] || $show $devices
+      echo
+      echo timeline-end
+      ;;
+  esac
+done
 "#;
 
 /// The credentials that make a machine report.
@@ -95,8 +123,8 @@ pub fn credentials() -> Vec<(String, Vec<u8>)> {
     .to_vec()
 }
 
-/// The stages of a boot in milliseconds, as systemd-analyze(1) counts them. Firmware and loader are 0 when the firmware tells
-/// nothing.
+/// The stages of a boot in milliseconds. What the guest does not know of itself, as it is on most virtual machines, is taken from
+/// the console ([`Marks`]); 0 where that tells nothing either.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stages {
     /// Power-on to boot loader.
@@ -105,7 +133,7 @@ pub struct Stages {
     pub loader: u64,
     /// Kernel to the first process.
     pub kernel: u64,
-    /// The initrd; 0 without a systemd in it.
+    /// The initrd.
     pub initrd: u64,
     /// The root's first process to the end of the initial jobs.
     pub userspace: u64,
@@ -116,6 +144,8 @@ pub struct Stages {
 pub struct Ready {
     /// `running`, `degraded` (a unit failed), `maintenance` …
     pub state: String,
+    /// The boot's id (/proc/sys/kernel/random/boot_id).
+    pub boot: String,
     /// The failed units.
     pub failed: Vec<String>,
     /// `systemctl status` of them.
@@ -124,6 +154,10 @@ pub struct Ready {
     pub stages: Stages,
     /// Seen from outside: switched on to this report, in milliseconds.
     pub total: u64,
+    /// When the kernel handed over to systemd, in microseconds of the guest's clock.
+    pub userspace_at: u64,
+    /// When the initial jobs were done, likewise.
+    pub finished_at: u64,
     /// The host name.
     pub hostname: String,
     /// /etc/machine-id.
@@ -140,6 +174,23 @@ impl Ready {
     /// Whether the node is up with no failed unit.
     pub fn is_good(&self) -> bool {
         self.state == "running" && self.failed.is_empty()
+    }
+
+    /// Puts in the stages what the guest does not know of itself.
+    fn fill(&mut self, marks: &Marks) {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let stages = &mut self.stages;
+        if let Some(initrd) = marks.initrd
+            && stages.initrd == 0
+        {
+            stages.initrd = stages.kernel.saturating_sub(ms(initrd));
+            stages.kernel -= stages.initrd;
+        }
+        if stages.firmware + stages.loader == 0 {
+            let loader = marks.loader.or(marks.kernel).unwrap_or(marks.begin);
+            stages.firmware = ms(loader.saturating_sub(marks.begin));
+            stages.loader = marks.kernel.map_or(0, |kernel| ms(kernel.saturating_sub(loader)));
+        }
     }
 }
 
@@ -165,6 +216,7 @@ impl Parser {
                 self.jobs.push(rest);
             }
             "jobs-end" => self.jobs_whole = true,
+            "boot" => *self = Parser { ready: Ready { boot: rest, ..Ready::default() }, ..Parser::default() },
             "state" => self.ready.state = rest,
             "failed" => self.ready.failed.push(rest),
             "log" => self.ready.log.push(rest),
@@ -175,6 +227,8 @@ impl Parser {
             "mapper" => self.ready.verity |= rest.starts_with("CRYPT-VERITY-"),
             "end" => {
                 self.ready.stages = self.stages();
+                self.ready.userspace_at = self.at("Userspace");
+                self.ready.finished_at = self.at("Finish");
                 return Some(std::mem::take(&mut self.ready));
             }
             _ => {
@@ -193,11 +247,14 @@ impl Parser {
         &self.jobs
     }
 
+    fn at(&self, name: &str) -> u64 {
+        self.times.get(&format!("{name}TimestampMonotonic")).copied().unwrap_or(0)
+    }
+
     /// Firmware and loader times count backwards from the kernel's start, the others forwards (systemd's manager interface).
     fn stages(&self) -> Stages {
-        let at = |name: &str| self.times.get(&format!("{name}TimestampMonotonic")).copied().unwrap_or(0);
-        let (firmware, loader, initrd) = (at("Firmware"), at("Loader"), at("InitRD"));
-        let (userspace, finish) = (at("Userspace"), at("Finish"));
+        let (firmware, loader, initrd) = (self.at("Firmware"), self.at("Loader"), self.at("InitRD"));
+        let (userspace, finish) = (self.at("Userspace"), self.at("Finish"));
         let first = if initrd > 0 { initrd } else { userspace };
         Stages {
             firmware: firmware.saturating_sub(loader) / 1000,
@@ -214,7 +271,11 @@ impl Parser {
 /// # Errors
 /// [`Kind::Test`] when the port is closed already.
 pub fn power_off(machine: &Machine, port: usize) -> Result<(), Failure> {
-    let sent = machine.ports.get(port).map_or(Ok(()), |port| port.send(b"poweroff\n"));
+    order(machine, port, "poweroff")
+}
+
+fn order(machine: &Machine, port: usize, word: &str) -> Result<(), Failure> {
+    let sent = machine.ports.get(port).map_or(Ok(()), |port| port.send(format!("{word}\n").as_bytes()));
     sent.map_err(|error| Failure::new(Kind::Test, "the machine closed its report's port").because(error))
 }
 
@@ -229,13 +290,46 @@ pub const LOST: [&str; 6] = [
     "EFI stub: ERROR",
 ];
 
-/// Waits for the report of a machine that was started with [`credentials`] and [`PORT`] as its port number `port`.
+/// The boot whose report is waited for.
+#[derive(Debug, Clone)]
+pub struct Boot {
+    /// When it began: power-on, or the reset.
+    pub begin: Instant,
+    /// Where in the console's text it begins; what stands before, such as a panic, is of the boot before.
+    pub console: Position,
+    /// The boot before: its report, if it still comes, is passed over.
+    pub before: Option<String>,
+}
+
+impl Boot {
+    /// The boot after power-on.
+    pub fn first(machine: &Machine) -> Self {
+        Boot { begin: machine.started(), console: Position::default(), before: None }
+    }
+
+    /// The boot that begins about now, after the one with the id `before`.
+    pub fn next(machine: &Machine, before: Option<String>) -> Self {
+        Boot { begin: Instant::now(), console: machine.console.position(), before }
+    }
+}
+
+/// Waits for the report of the first boot of a machine that was started with [`credentials`] and [`PORT`] as its port number
+/// `port`.
+///
+/// # Errors
+/// See [`wait_boot`].
+pub fn wait(machine: &mut Machine, port: usize, limit: Duration) -> Result<Ready, Failure> {
+    let boot = Boot::first(machine);
+    wait_boot(machine, port, &boot, limit)
+}
+
+/// Waits for the report of `boot`, up to `limit` after it began.
 ///
 /// # Errors
 /// [`Kind::Test`] with the jobs it waited for and the console's last lines when the report does not come within `limit`, or
 /// cannot come any more.
-pub fn wait(machine: &mut Machine, port: usize, limit: Duration) -> Result<Ready, Failure> {
-    let end = machine.started() + limit;
+pub fn wait_boot(machine: &mut Machine, port: usize, boot: &Boot, limit: Duration) -> Result<Ready, Failure> {
+    let end = boot.begin + limit;
     let mut parser = Parser::default();
     let lost = |kind, why: String, machine: &Machine, parser: &Parser| {
         let mut failure = Failure::new(kind, why);
@@ -248,8 +342,10 @@ pub fn wait(machine: &mut Machine, port: usize, limit: Duration) -> Result<Ready
         crate::sys::check_interrupt()?;
         let line = machine.ports.get(port).and_then(|port| port.next_line(Duration::from_millis(200)));
         if let Some(line) = line {
-            if let Some(mut ready) = parser.line(&line) {
-                ready.total = u64::try_from(machine.started().elapsed().as_millis()).unwrap_or(u64::MAX);
+            if let Some(mut ready) = parser.line(&line)
+                && boot.before.as_ref() != Some(&ready.boot)
+            {
+                complete(machine, boot, &mut ready);
                 return Ok(ready);
             }
             continue;
@@ -261,7 +357,7 @@ pub fn wait(machine: &mut Machine, port: usize, limit: Duration) -> Result<Ready
             let why = format!("the machine ended before it was ready: {failure}");
             return Err(lost(failure.kind, why, machine, &parser));
         }
-        if let Some(pattern) = machine.console.seen(&LOST) {
+        if let Some(pattern) = machine.console.seen_since(boot.console, &LOST) {
             let why = format!("the machine will not get ready: its console says `{pattern}`");
             return Err(lost(Kind::Test, why, machine, &parser));
         }
@@ -270,6 +366,50 @@ pub fn wait(machine: &mut Machine, port: usize, limit: Duration) -> Result<Ready
             return Err(lost(Kind::Test, why, machine, &parser));
         }
     }
+}
+
+/// What the console tells of `boot`.
+fn marks(machine: &Machine, boot: &Boot) -> Marks {
+    let begin = boot.begin.saturating_duration_since(machine.epoch());
+    Marks::read(machine.console.log(), begin).unwrap_or_default()
+}
+
+/// Puts into the report of `boot` what only the console tells of it.
+pub fn complete(machine: &Machine, boot: &Boot, ready: &mut Ready) {
+    ready.total = u64::try_from(boot.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+    ready.fill(&marks(machine, boot));
+}
+
+/// Asks a machine that reported `ready` for the timeline of `boot`.
+///
+/// # Errors
+/// [`Kind::Test`] when it does not answer within `limit`.
+pub fn timeline(
+    machine: &mut Machine,
+    port: usize,
+    boot: &Boot,
+    ready: &Ready,
+    limit: Duration,
+) -> Result<Timeline, Failure> {
+    order(machine, port, "timeline")?;
+    let end = Instant::now() + limit;
+    let mut text = String::new();
+    loop {
+        crate::sys::check_interrupt()?;
+        let line = machine.ports.get(port).and_then(|port| port.next_line(Duration::from_millis(200)));
+        match line.as_deref() {
+            Some("timeline-end") => break,
+            Some(line) => text.extend([line, "\n"]),
+            None => {
+                machine.check_alive()?;
+                if Instant::now() > end {
+                    let what = format!("the machine did not tell its timeline within {} s", limit.as_secs());
+                    return Err(Failure::new(Kind::Test, what).hint(machine.console.last_lines(20)));
+                }
+            }
+        }
+    }
+    Ok(Timeline::new(&marks(machine, boot), ready.userspace_at, ready.finished_at, &text))
 }
 
 #[cfg(test)]

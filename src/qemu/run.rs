@@ -1,22 +1,17 @@
 //! Boots one image: `kiln run`, and the smoke test after a build.
 
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
-
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::accel::{self, Accel, Choice};
 use super::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Nic, NicModel};
 use super::firmware::Firmware;
 use super::machine::Machine;
 use super::ready;
+use super::terminal::{self, End};
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
-use crate::sys::RawTerminal;
-
-/// Ctrl-A, then x ends; Ctrl-A twice sends one: QEMU's own habit.
-const ESCAPE: u8 = 0x01;
 
 /// When a run ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,13 +140,13 @@ fn machine_config(
         cpus: options.cpus,
         accel,
         boot: Boot::Firmware(Firmware::find(&std::path::absolute(tools)?, options.arch)?),
-        disks: vec![Disk {
-            path: image.to_owned(),
-            format: options.format,
-            bus: Bus::VirtioBlk,
-            size: Some(options.disk),
-            serial: "root".to_owned(),
-        }],
+        disks: vec![Disk::overlay(
+            image.to_owned(),
+            options.format,
+            Some(options.disk),
+            Bus::VirtioBlk,
+            "root",
+        )],
         nics: vec![Nic {
             model: NicModel::Virtio,
             mac: "52:54:00:6b:00:01".to_owned(),
@@ -161,6 +156,9 @@ fn machine_config(
         cmdline_extra: options.cmdline_extra.clone(),
         ports,
         no_reboot: options.until == Until::Ready,
+        uuid: None,
+        screen: false,
+        shell: false,
     })
 }
 
@@ -213,85 +211,17 @@ fn until_ready(
 /// Joins this terminal and the console until the guest or the person ends it.
 fn interact(machine: &mut Machine, say: &dyn Fn(&str)) -> anyhow::Result<()> {
     say("console on this terminal; Ctrl-A X ends the machine, Ctrl-A Ctrl-A sends Ctrl-A");
-    machine.console.show_on(Box::new(std::io::stdout()));
-    let terminal = RawTerminal::enter()?;
-    let mut keys = Keys::default();
-    let mut input_open = true;
-    loop {
-        if let Some(status) = machine.wait(Duration::ZERO)? {
-            drop(terminal);
-            tracing::debug!(%status, "machine ended");
-            return if status.success() {
-                Ok(())
-            } else {
-                Err(machine
-                    .check_alive()
-                    .err()
-                    .map_or_else(|| anyhow::anyhow!("QEMU ended with {status}"), Into::into))
-            };
-        }
-        crate::sys::check_interrupt()?;
-        let step = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
-        let stdin = std::io::stdin();
-        let mut fds = [PollFd::new(&stdin, PollFlags::IN)];
-        let count = if input_open { 1 } else { 0 };
-        match poll(&mut fds[..count], Some(&step)) {
-            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
-            Ok(_) => {}
-            Err(error) => return Err(std::io::Error::from(error).into()),
-        }
-        let mut chunk = [0; 256];
-        let read = stdin.lock().read(&mut chunk)?;
-        input_open = read > 0;
-        match keys.take(&chunk[..read]) {
-            Some(typed) => machine.console.send(&typed).or_else(gone)?,
-            None => {
-                drop(terminal);
-                std::io::stdout().flush()?;
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// A socket closed under the typing hand: the next look at the process tells the rest.
-fn gone(error: std::io::Error) -> std::io::Result<()> {
-    if error.kind() == std::io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) }
-}
-
-/// The keyboard's escape sequence.
-#[derive(Debug, Default)]
-struct Keys {
-    escaped: bool,
-}
-
-impl Keys {
-    /// The bytes for the guest; `None` once Ctrl-A X came.
-    fn take(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
-        let mut out = Vec::with_capacity(bytes.len());
-        for &byte in bytes {
-            match (std::mem::take(&mut self.escaped), byte) {
-                (false, ESCAPE) => self.escaped = true,
-                (true, b'x' | b'X') => return None,
-                (true, ESCAPE) | (false, _) => out.push(byte),
-                (true, _) => out.extend([ESCAPE, byte]),
-            }
-        }
-        Some(out)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_escape_sequence_is_seen_across_reads_and_all_else_goes_to_the_guest() {
-        let mut keys = Keys::default();
-        assert_eq!(keys.take(b"ls\x01").unwrap(), b"ls");
-        assert_eq!(keys.take(b"\x01b").unwrap(), b"\x01b");
-        assert_eq!(keys.take(b"\x01q").unwrap(), b"\x01q");
-        assert_eq!(keys.take(b"x\x01").unwrap(), b"x");
-        assert_eq!(keys.take(b"X"), None);
+    let console = Arc::clone(&machine.console);
+    let mut status = None;
+    let end = terminal::join(&console, &mut || {
+        status = machine.wait(Duration::ZERO)?;
+        Ok(status.is_some())
+    })?;
+    match status {
+        Some(status) if end == End::Gone && !status.success() => Err(machine
+            .check_alive()
+            .err()
+            .map_or_else(|| anyhow::anyhow!("QEMU ended with {status}"), Into::into)),
+        _ => Ok(()),
     }
 }

@@ -134,7 +134,8 @@ pub fn slot(profile: &Profile) -> Result<Size> {
     })
 }
 
-fn var(profile: &Profile) -> Size {
+/// Least size of /var.
+pub fn var(profile: &Profile) -> Size {
     profile.layer.disk.var.unwrap_or(Size::mib(512))
 }
 

@@ -1,5 +1,7 @@
 //! TOML mistakes with file, line, caret and a suggestion, as rustc shows them.
 
+use std::ops::Range;
+
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use anyhow::Result;
 use serde::de::DeserializeOwned;
@@ -12,20 +14,23 @@ pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<T> {
 }
 
 fn explain(name: &str, text: &str, error: &toml::de::Error) -> Failure {
-    let span = error.span().unwrap_or(0..0);
-    let span = span.start.min(text.len())..span.end.clamp(span.start.min(text.len()), text.len());
     let message = error.message().lines().next().unwrap_or("it cannot be read").to_owned();
-    let title = format!("{name} cannot be used: {message}");
-    let snippet = Snippet::source(text).path(name).annotation(AnnotationKind::Primary.span(span));
-    let rendered = Renderer::plain()
-        .render(&[Group::with_title(Level::ERROR.primary_title(title.clone())).element(snippet)]);
-    // The title is printed by ui like any other error; the lines under it carry the place.
-    let place = rendered.lines().skip(1).collect::<Vec<_>>().join("\n");
-    let mut failure = Failure::new(Kind::Input, format!("{title}\n{place}"));
+    let place = place(name, text, error.span().unwrap_or(0..0));
+    let mut failure = Failure::new(Kind::Input, format!("{name} cannot be used: {message}\n{place}"));
     if let Some(near) = suggestion(&message) {
         failure = failure.hint(format!("did you mean `{near}`?"));
     }
     failure
+}
+
+/// The lines that show the bytes `span` of `text`, with a caret. The title above them is printed by ui like any other error.
+pub(crate) fn place(name: &str, text: &str, span: Range<usize>) -> String {
+    let start = text.floor_char_boundary(span.start.min(text.len()));
+    let end = text.ceil_char_boundary(span.end.clamp(start, text.len()));
+    let snippet = Snippet::source(text).path(name).annotation(AnnotationKind::Primary.span(start..end));
+    let rendered =
+        Renderer::plain().render(&[Group::with_title(Level::ERROR.primary_title("")).element(snippet)]);
+    rendered.lines().skip(1).collect::<Vec<_>>().join("\n")
 }
 
 /// serde says: unknown field `x`, expected one of `a`, `b` (or: unknown variant). The nearest of the expected ones, if it

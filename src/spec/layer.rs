@@ -12,13 +12,14 @@ use crate::rootfs::alternatives::Alternative;
 use crate::rootfs::check::Allow;
 use crate::rootfs::units::Wishes;
 
-/// One file in images/ or profiles/, and also the result of merging several.
+/// One file in images/, profiles/ or qemu/machines/, and also the result of merging several.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Layer {
     /// Version of this file's shape; 1.
     pub schema: u32,
-    /// Layers (file names in images/ without `.toml`) that are merged before this one, in order.
+    /// Layers (file names in images/ without `.toml`) that are merged before this one, in order. A machine of scenarios may also
+    /// extend a profile (`profiles/NAME`).
     #[serde(default)]
     pub extends: Vec<String>,
     /// One line for people.
@@ -100,13 +101,22 @@ pub struct Packages {
 }
 
 /// Debian's two builds of its kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Flavour {
     /// For virtual machines: virtio, few drivers, small.
     Cloud,
     /// For hardware: every driver that Debian builds.
     Metal,
+}
+
+impl fmt::Display for Flavour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Flavour::Cloud => "cloud",
+            Flavour::Metal => "metal",
+        })
+    }
 }
 
 /// The kernel of an image.

@@ -5,23 +5,30 @@
 //! images/tools.toml      sets of packages that kiln runs or takes EFI programs from  [Tools]
 //! images/*.toml          layers: packages, files, units, kernel, disk                [Layer]
 //! profiles/*.toml        a role: a layer that `extends` others                       [Profile]
+//! qemu/machines/*.toml   a machine of scenarios, as a profile but without a role     [Profile]
 //! ```
 //!
 //! Merging: the layers named in `extends` are merged in the order they stand there, each after its own `extends`; the file
 //! itself comes last. Of two scalars the later wins; tables are merged key by key; lists are joined, each item once. A
 //! package in `packages.remove` is taken from what earlier layers install.
+//!
+//! A machine of scenarios is never a product: `all` does not mean it. It is a machine that no profile describes (`edge`), or,
+//! extending `profiles/NAME`, a variant of a profile with another kernel ([`Project::variant`]).
 
 mod diagnose;
 mod layer;
 mod project;
 
-pub(crate) use diagnose::nearest;
 pub use diagnose::parse;
+pub(crate) use diagnose::{nearest, place};
 pub use layer::{
     Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer, ModuleFilter,
     Packages, Role, Size,
 };
 pub use project::{Archive, Asked, Key, Profile, Project, Suite, ToolSet, Tools};
+
+/// The folders of a project; `qemu` may be missing.
+pub const FOLDERS: [&str; 3] = ["images", "profiles", "qemu"];
 
 /// The version of the TOML files' shape that this kiln reads.
 pub const SCHEMA: u32 = 1;

@@ -1,4 +1,4 @@
-//! A project: the folder with images/ and profiles/, everything in it read and checked.
+//! A project: the folder with images/, profiles/ and qemu/machines/, everything in it read and checked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::diagnose::nearest;
-use super::layer::{FileSpec, Layer, Role};
+use super::layer::{FileSpec, Flavour, Layer, Role};
 use super::{SCHEMA, parse};
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
@@ -87,11 +87,22 @@ fn yes() -> bool {
     true
 }
 
-/// A role with all its layers merged.
+/// Where the machines of scenarios lie.
+const MACHINES: &str = "qemu/machines";
+/// What stands before the name of a profile in the `extends` of a machine.
+const PROFILE: &str = "profiles/";
+
+/// What an image is: a role, or a machine of scenarios, with all its layers merged.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Profile {
-    /// File name in profiles/ without `.toml`.
+    /// File name in profiles/ or qemu/machines/ without `.toml`.
     pub name: String,
+    /// Its TOML file, relative to the project.
+    #[serde(skip)]
+    pub file: String,
+    /// The profile that a machine extends: what sets it apart is for scenarios only, such as another kernel.
+    #[serde(skip)]
+    pub base: Option<String>,
     /// The merged layers.
     pub layer: Layer,
     /// Bytes of all `source` files, by absolute path in the image.
@@ -130,14 +141,16 @@ impl Asked {
 /// Everything a project says.
 #[derive(Debug, Clone)]
 pub struct Project {
-    /// The folder with images/ and profiles/.
+    /// The folder with images/, profiles/ and qemu/.
     pub dir: PathBuf,
     /// Where packages come from.
     pub archive: Archive,
     /// Sets of tools.
     pub tools: Tools,
-    /// All profiles by name.
+    /// All profiles by name: what the project is for.
     pub profiles: BTreeMap<String, Profile>,
+    /// Machines of scenarios by name, for proof only; no name is also a profile's. Baked from the same lock.
+    pub machines: BTreeMap<String, Profile>,
 }
 
 impl Project {
@@ -163,31 +176,65 @@ impl Project {
         }
         let tools: Tools = read(dir, "images/tools.toml")?;
         check_schema("images/tools.toml", tools.schema)?;
-        let mut profiles = BTreeMap::new();
-        for entry in fs::read_dir(dir.join("profiles"))? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|e| e == "toml") {
-                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                profiles.insert(name.clone(), Profile::load(dir, &name)?);
-            }
+        let profiles = Profile::load_all(dir, "profiles")?;
+        let machines = match dir.join(MACHINES).is_dir() {
+            true => Profile::load_all(dir, MACHINES)?,
+            false => BTreeMap::new(),
+        };
+        if let Some(name) = machines.keys().find(|name| profiles.contains_key(*name)) {
+            let text = format!("{MACHINES}/{name}.toml and profiles/{name}.toml have the same name");
+            return Err(Failure::new(Kind::Input, text)
+                .hint("images, and their packages in the lock, go by that name: rename one of both")
+                .into());
         }
         if profiles.is_empty() {
             return Err(Failure::new(Kind::Input, format!("{}/profiles has no profile", dir.display()))
                 .hint("write profiles/server.toml, or see `kiln init DIR` for an example")
                 .into());
         }
-        Ok(Project { dir: dir.to_owned(), archive, tools, profiles })
+        Ok(Project { dir: dir.to_owned(), archive, tools, profiles, machines })
     }
 
-    /// The profile `name`, with near names if there is none.
+    /// Everything that can be baked: profiles, then machines of scenarios, each in the order of their names.
+    pub fn images(&self) -> impl Iterator<Item = &Profile> {
+        self.profiles.values().chain(self.machines.values())
+    }
+
+    /// The profile or machine `name`.
+    pub fn find_image(&self, name: &str) -> Option<&Profile> {
+        self.profiles.get(name).or_else(|| self.machines.get(name))
+    }
+
+    /// The profile or machine `name`, with near names if there is none.
     pub fn profile(&self, name: &str) -> Result<&Profile> {
-        self.profiles.get(name).ok_or_else(|| {
-            let known: Vec<&str> = self.profiles.keys().map(String::as_str).collect();
+        self.find_image(name).ok_or_else(|| {
+            let names = |of: &BTreeMap<String, Profile>| of.keys().cloned().collect::<Vec<_>>().join(", ");
             let mut failure = Failure::new(Kind::Input, format!("there is no profile `{name}` in profiles/"));
-            if let Some(near) = nearest(name, known.iter().copied()) {
+            if let Some(near) = nearest(name, self.images().map(|image| image.name.as_str())) {
                 failure = failure.hint(format!("did you mean `{near}`?"));
             }
-            failure.hint(format!("profiles: {}, or `all`", known.join(", "))).into()
+            failure = failure.hint(format!("profiles: {}, or `all`", names(&self.profiles)));
+            if !self.machines.is_empty() {
+                failure = failure.hint(format!("machines of scenarios: {}", names(&self.machines)));
+            }
+            failure.into()
+        })
+    }
+
+    /// What a node of a scenario boots: `name` itself, or, if it has another kernel than `flavour`, the machine that extends the
+    /// profile `name` and has that one.
+    pub fn variant(&self, name: &str, flavour: Option<Flavour>) -> Result<&Profile> {
+        let own = self.profile(name)?;
+        let Some(flavour) = flavour.filter(|_| own.layer.kernel.flavour != flavour) else { return Ok(own) };
+        let fits = |machine: &&Profile| {
+            machine.base.as_deref() == Some(name) && machine.layer.kernel.flavour == Some(flavour)
+        };
+        self.machines.values().find(fits).ok_or_else(|| {
+            Failure::new(Kind::Input, format!("`{name}` has no variant with the {flavour} kernel"))
+                .hint(format!(
+                    "write {MACHINES}/{name}-{flavour}.toml with `extends = [\"{PROFILE}{name}\"]` and `kernel.flavour = \"{flavour}\"`, then `kiln update`"
+                ))
+                .into()
         })
     }
 }
@@ -210,17 +257,32 @@ fn check_schema(name: &str, schema: u32) -> Result<()> {
 }
 
 impl Profile {
-    fn load(dir: &Path, name: &str) -> Result<Self> {
+    /// All profiles or machines in `folder`, by name.
+    fn load_all(dir: &Path, folder: &str) -> Result<BTreeMap<String, Self>> {
+        let mut all = BTreeMap::new();
+        for entry in fs::read_dir(dir.join(folder))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "toml") {
+                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                all.insert(name.clone(), Profile::load(dir, folder, &name)?);
+            }
+        }
+        Ok(all)
+    }
+
+    fn load(dir: &Path, folder: &str, name: &str) -> Result<Self> {
+        let file = format!("{folder}/{name}.toml");
         let mut profile = Profile {
             name: name.to_owned(),
+            file: file.clone(),
+            base: None,
             layer: Layer::default(),
             sources: BTreeMap::new(),
             asked: Asked::default(),
         };
         let mut stack = Vec::new();
-        profile.add(dir, &format!("profiles/{name}.toml"), &mut stack, &mut BTreeSet::new())?;
-        let file = format!("profiles/{name}.toml");
-        if profile.layer.role.is_none() {
+        profile.add(dir, &file, &mut stack, &mut BTreeSet::new())?;
+        if profile.layer.role.is_none() && folder != MACHINES {
             return Err(Failure::new(Kind::Input, format!("{file} has no role"))
                 .hint("write `role = \"server\"` or `role = \"agent\"`")
                 .into());
@@ -260,7 +322,19 @@ impl Profile {
         check_schema(file, layer.schema)?;
         stack.push(file.to_owned());
         for base in &layer.extends {
-            self.add(dir, &format!("images/{base}.toml"), stack, done)?;
+            let path = match base.strip_prefix(PROFILE) {
+                None => format!("images/{base}.toml"),
+                Some(name) if file.starts_with(MACHINES) && self.base.is_none() => {
+                    self.base = Some(name.to_owned());
+                    format!("{base}.toml")
+                }
+                Some(_) => {
+                    return Err(Failure::new(Kind::Input, format!("{file} extends {base}"))
+                        .hint("only a machine in qemu/machines/ extends a profile, and one at most; what several share is a layer in images/")
+                        .into());
+                }
+            };
+            self.add(dir, &path, stack, done)?;
         }
         stack.pop();
         let folder = Path::new(file).parent().unwrap_or(Path::new(""));
@@ -278,9 +352,9 @@ impl Profile {
         Ok(())
     }
 
-    /// The role; [`Project::load`] made sure that there is one.
-    pub fn role(&self) -> Role {
-        self.layer.role.expect("a loaded profile has a role")
+    /// The role; [`Project::load`] made sure that profiles have one, and machines need none.
+    pub fn role(&self) -> Option<Role> {
+        self.layer.role
     }
 
     /// What the profile wants to be installed, the kernel included, for `arch`; sorted, each once.
@@ -294,8 +368,8 @@ impl Profile {
     pub fn kernel_package(&self, arch: Arch) -> String {
         let flavour = self.layer.kernel.flavour.expect("a loaded profile has a kernel");
         match flavour {
-            super::Flavour::Cloud => format!("linux-image-cloud-{arch}"),
-            super::Flavour::Metal => format!("linux-image-{arch}"),
+            Flavour::Cloud => format!("linux-image-cloud-{arch}"),
+            Flavour::Metal => format!("linux-image-{arch}"),
         }
     }
 }
@@ -321,4 +395,72 @@ fn check_file(file: &str, path: &str, spec: &FileSpec) -> Result<()> {
         return refuse(format!("`{mode}` is no mode: write octal digits such as \"0644\""));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lock::{Lock, SetKind};
+
+    /// This repository's own project.
+    fn project() -> Project {
+        Project::load(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap()
+    }
+
+    #[test]
+    fn machines_stand_beside_profiles_and_are_found_by_name() {
+        let project = project();
+        assert_eq!(project.profiles.keys().collect::<Vec<_>>(), ["agent", "server"]);
+        assert_eq!(project.machines.keys().collect::<Vec<_>>(), ["edge", "server-metal"]);
+        let edge = project.profile("edge").unwrap();
+        assert_eq!((edge.role(), edge.base.as_deref()), (None, None));
+        assert_eq!(edge.file, "qemu/machines/edge.toml");
+        // Its files lie beside it.
+        assert!(edge.sources["/usr/lib/systemd/system-generators/kiln-edge"].starts_with(b"#!/bin/sh"));
+        assert!(!edge.layer.packages.install.contains(&"systemd-timesyncd".to_owned()));
+    }
+
+    #[test]
+    fn a_variant_is_its_profile_with_another_kernel() {
+        let project = project();
+        let server = &project.profiles["server"];
+        for own in [None, Some(Flavour::Cloud)] {
+            assert_eq!(project.variant("server", own).unwrap(), server);
+        }
+        let metal = project.variant("server", Some(Flavour::Metal)).unwrap();
+        assert_eq!((metal.name.as_str(), metal.base.as_deref()), ("server-metal", Some("server")));
+        assert_eq!(metal.role(), server.role());
+        assert_eq!(metal.kernel_package(Arch::Amd64), "linux-image-amd64");
+        let mut layer = metal.layer.clone();
+        layer.kernel.flavour = server.layer.kernel.flavour;
+        layer.description.clone_from(&server.layer.description);
+        layer.extends.clone_from(&server.layer.extends);
+        assert_eq!(layer, server.layer);
+        let error = project.variant("agent", Some(Flavour::Metal)).unwrap_err();
+        assert_eq!(error.to_string(), "`agent` has no variant with the metal kernel");
+        let hints = error.downcast::<Failure>().unwrap().hints().join("\n");
+        assert!(hints.contains("qemu/machines/agent-metal.toml"), "{hints}");
+    }
+
+    #[test]
+    fn the_lock_has_the_packages_of_machines_with_the_versions_of_all_others() {
+        let project = project();
+        let lock = Lock::load(&project.dir).unwrap().check(&project).unwrap();
+        for arch in [Arch::Amd64, Arch::Arm64] {
+            let names = |name: &str| -> BTreeMap<String, String> {
+                let packages = lock.packages(SetKind::Profile, name, arch).unwrap();
+                packages.iter().map(|p| (p.name.clone(), p.version.clone())).collect()
+            };
+            let (server, edge, metal) = (names("server"), names("edge"), names("server-metal"));
+            for wanted in ["nfs-kernel-server", "dnsmasq-base", "chrony", "bird2"] {
+                assert!(edge.contains_key(wanted) && !server.contains_key(wanted), "{wanted}");
+            }
+            assert!(!edge.contains_key("systemd-timesyncd"));
+            let kernel = format!("linux-image-{arch}");
+            assert!(metal.contains_key(&kernel) && !server.contains_key(&kernel));
+            for (name, version) in edge.iter().chain(&metal) {
+                assert_eq!(server.get(name).unwrap_or(version), version, "{name}");
+            }
+        }
+    }
 }

@@ -91,3 +91,58 @@ fn a_project_without_profiles_says_what_to_write() {
     fs_err::remove_file(env.path("project/profiles/server.toml")).unwrap();
     env.kiln(&["update"]).fails(1, &["has no profile", "kiln init"]);
 }
+
+/// A machine of scenarios beside the profile `server`.
+fn machine(text: &str) -> Env {
+    let env = project();
+    env.write("project/qemu/machines/outside.toml", format!("schema = 1\n{text}"));
+    env
+}
+
+#[test]
+fn a_machine_of_scenarios_needs_no_role_is_locked_and_is_named_among_what_can_be_built() {
+    let env = machine("[packages]\ninstall = [\"hello\"]\n\n[kernel]\nflavour = \"cloud\"\n");
+    let mut archive = Archive::sample();
+    archive.publish();
+    let mirror = Mirror::serve(&archive.files);
+    env.mirrors(&[&mirror.base]);
+    env.kiln(&["update"]).ok();
+    let lock = env.read("project/images/kiln.lock");
+    assert_eq!(lock.matches("name = \"outside\"").count(), 1, "{lock}");
+    env.kiln(&["build", "--profile", "outsde"]).fails(
+        1,
+        &[
+            "there is no profile `outsde`",
+            "did you mean `outside`?",
+            "profiles: server",
+            "machines of scenarios: outside",
+        ],
+    );
+    fs_err::remove_file(env.path("project/qemu/machines/outside.toml")).unwrap();
+    env.kiln(&["build", "--profile", "server"])
+        .fails(3, &["profile outside (amd64) is locked and not wanted any more", "kiln update"]);
+}
+
+#[test]
+fn a_machine_with_the_name_of_a_profile_is_refused() {
+    let env = machine("[kernel]\nflavour = \"cloud\"\n");
+    fs_err::rename(
+        env.path("project/qemu/machines/outside.toml"),
+        env.path("project/qemu/machines/server.toml"),
+    )
+    .unwrap();
+    env.kiln(&["update"])
+        .fails(1, &["qemu/machines/server.toml and profiles/server.toml have the same name", "rename one"]);
+}
+
+#[test]
+fn only_a_machine_extends_a_profile_and_one_at_most() {
+    let env = machine("extends = [\"profiles/server\", \"profiles/other\"]\n");
+    env.kiln(&["update"]).fails(1, &["qemu/machines/outside.toml extends profiles/other", "one at most"]);
+    let env = machine("extends = [\"profiles/sever\"]\n");
+    env.kiln(&["update"]).fails(1, &["profiles/sever.toml", "qemu/machines/outside.toml extends it"]);
+    let env = project();
+    env.edit("project/profiles/server.toml", "schema = 1", "schema = 1\nextends = [\"profiles/other\"]");
+    env.kiln(&["update"])
+        .fails(1, &["profiles/server.toml extends profiles/other", "only a machine in qemu/machines/"]);
+}

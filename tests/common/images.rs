@@ -4,7 +4,7 @@
 //! target/kiln-test/        KILN_TEST_DIR to move it
 //!   lock                   held while somebody prepares something below
 //!   store/                 stays from run to run; CI may start with an empty one
-//!   project/               copy of images/ and profiles/; its lock may be newer than the committed one, see [`project`]
+//!   project/               copy of images/, profiles/ and qemu/; its lock may be newer than the committed one, see [`project`]
 //!   out/                   images by profile and architecture
 //! ```
 
@@ -59,7 +59,7 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// The project under test: this repository's images/ and profiles/, with a lock whose packages can be had.
+/// The project under test: this repository's images/, profiles/ and qemu/, with a lock whose packages can be had.
 ///
 /// The archive moves: on the day a locked package is superseded its old version is gone from the mirrors. That is no
 /// fault of the code under test, so the copy is then updated, and everybody is told.
@@ -69,7 +69,7 @@ pub fn project() -> &'static Path {
         let _guard = guard();
         let project = folder().join("project");
         let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for part in ["images", "profiles"] {
+        for part in ["images", "profiles", "qemu"] {
             let kept = fs_err::read(project.join("images/kiln.lock")).ok();
             let newer = fs_err::read(folder().join("lock-updated-from"))
                 .is_ok_and(|from| from == fs_err::read(here.join("images/kiln.lock")).unwrap());

@@ -10,6 +10,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod disk;
+mod edge;
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -334,4 +336,53 @@ fn dpkg_orders_the_locks_versions_as_we_do() {
         };
         assert_eq!(ours, theirs, "{a} and {b}");
     }
+}
+
+#[test]
+fn tcpdump_reads_a_capture_of_the_switch_while_it_is_being_written() {
+    use kiln::qemu::switch::{Conditions, Direction, Switch};
+    use std::time::Duration;
+    let folder = tempfile::tempdir_in(images::folder()).unwrap();
+    let file = folder.path().join("agent-1.pcapng");
+    let switch = Switch::new("lan", 1).unwrap();
+    let (mut agent, mut other) = (switch.tap("agent-1").unwrap(), switch.tap("edge").unwrap());
+    switch.capture(agent.port(), &file).unwrap();
+    let arp = |from: u8, tag: &[u8], ip: u8| {
+        let mac = [0x52, 0x54, 0, 0, 0, from];
+        let ask = [0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1];
+        [&[0xff; 6], &mac[..], tag, &ask, &mac, &[10, 77, 0, from], &[0; 6], &[10, 77, 0, ip]].concat()
+    };
+    let mut receive = |frame: &[u8]| {
+        other.send(frame).unwrap();
+        assert_eq!(agent.receive(Duration::from_secs(20)).unwrap().unwrap(), frame);
+    };
+    receive(&arp(1, &[], 2));
+    receive(&arp(3, &[0x81, 0x00, 0x00, 0x07], 4));
+    let mut jumbo = arp(5, &[], 6);
+    jumbo.resize(9018, 0);
+    receive(&jumbo);
+    // What the node sends is captured although nobody gets it.
+    switch.set(agent.port(), Direction::FromNode, Conditions::CUT).unwrap();
+    agent.send(&arp(7, &[], 8)).unwrap();
+    assert_eq!(switch.counters(agent.port()).unwrap().from_node.dropped.cut, 1);
+
+    // As root it would become a user of its own, whom not every machine has.
+    let tcpdump =
+        judge("usr/bin/tcpdump").args(["-Z", "root", "-nn", "-e", "-tt", "--time-stamp-precision=nano"]);
+    let said = read(&tcpdump.arg("-r").arg(&file));
+    let lines: Vec<&str> = said.lines().collect();
+    let wanted = [
+        ["52:54:00:00:00:01 > ff:ff:ff:ff:ff:ff", "length 42: Request who-has 10.77.0.2 tell 10.77.0.1"],
+        ["vlan 7, p 0, ethertype ARP", "who-has 10.77.0.4 tell 10.77.0.3"],
+        ["length 9018:", "who-has 10.77.0.6 tell 10.77.0.5"],
+        ["52:54:00:00:00:07 > ff:ff:ff:ff:ff:ff", "who-has 10.77.0.8 tell 10.77.0.7"],
+    ];
+    assert_eq!(lines.len(), wanted.len(), "{said}");
+    for (line, parts) in lines.iter().zip(wanted) {
+        assert!(parts.iter().all(|part| line.contains(part)), "{line}");
+    }
+    let times: Vec<f64> = lines.iter().map(|line| line.split(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(times.is_sorted() && times[0] > 1.7e9, "{said}");
+    // Nine digits, or the file's nanoseconds were not understood.
+    assert!(lines.iter().all(|line| line.find(' ').unwrap() - line.find('.').unwrap() == 10), "{said}");
 }

@@ -10,14 +10,20 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod door;
 mod node;
+mod power;
+mod scenarios;
 
 use std::time::Duration;
 
 use common::{images, run::Run};
+use kiln::arch::Arch;
 use kiln::digest::Digest;
 use kiln::error::Kind;
+use kiln::qemu::accel::Accel;
 use kiln::qemu::config::Format;
+use kiln::scenario::calibrate::Calibration;
 use node::{Setup, Slot};
 
 fn digest(path: &std::path::Path) -> Digest {
@@ -107,9 +113,11 @@ fn an_image_without_credentials_offers_nobody_a_way_in() {
     let image = images::image("server", "amd64");
     let node = Setup { report: false, ..Setup::of(&image) }.boot();
     node.machine.console.wait_for("login:", node.limit()).unwrap();
-    // The port that a test would use is there, and nobody listens on it.
-    node.machine.ports[0].send(b"id\n").ok();
-    assert_eq!(node.machine.ports[0].next_line(Duration::from_secs(5)), None);
+    // The ports that a test would use are there, and nobody listens on them.
+    for port in &node.machine.ports {
+        port.send(b"\nhello kiln\nid\n").ok();
+        assert_eq!(port.next_line(Duration::from_secs(5)), None, "{}", port.name());
+    }
     node.machine.console.send(b"root\n").unwrap();
     node.machine.console.wait_for("Password:", node.limit()).unwrap();
     node.machine.console.send(b"\n").unwrap();
@@ -187,6 +195,18 @@ fn another_root_hash_in_the_uki_is_refused() {
         let digit = &mut disk[range.start + found + word.len() - 1];
         *digit = if *digit == b'0' { b'1' } else { b'0' };
     });
+}
+
+#[test]
+fn a_guest_of_a_few_instructions_tells_how_slow_guests_are_here() {
+    for arch in [Arch::Amd64, Arch::Arm64] {
+        let set = if arch == Arch::Amd64 { "qemu" } else { "qemu-arm64" };
+        let measure = || Calibration::measure(&images::tools(set), arch, Accel::Tcg, 2).unwrap();
+        let first = measure();
+        // The host would have to be thirty times as fast as today's to translate as quickly as it runs.
+        assert!(first.slowdown > 1.0 && first.slowdown.is_finite(), "{first:?}");
+        assert_eq!(measure(), first, "measured once in a process");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A machine of a test, and what it is asked once it is up.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use kiln::arch::Arch;
@@ -10,7 +10,7 @@ use kiln::qemu::accel::{self, Accel};
 use kiln::qemu::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Nic, NicModel};
 use kiln::qemu::firmware::Firmware;
 use kiln::qemu::machine::Machine;
-use kiln::qemu::ready;
+use kiln::qemu::{door, ready};
 
 use super::common::images;
 
@@ -31,6 +31,14 @@ impl Slot {
             FREED.wait_while(taken, |t| *t >= SLOTS).unwrap_or_else(std::sync::PoisonError::into_inner);
         *taken += 1;
         Slot(())
+    }
+
+    /// The right to run as many machines as one wants: everybody else waits.
+    pub(super) fn all() -> Vec<Self> {
+        // One at a time takes its slots, or two could wait for each other.
+        static TAKING: Mutex<()> = Mutex::new(());
+        let _taking = TAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        (0..SLOTS).map(|_| Slot::wait()).collect()
     }
 
     pub(super) fn now() -> Option<Self> {
@@ -130,6 +138,10 @@ pub(super) struct Setup {
     pub(super) credentials: Vec<(String, Vec<u8>)>,
     /// Whether the node is asked to report.
     pub(super) report: bool,
+    /// Whether it is given a door.
+    pub(super) door: bool,
+    /// Whether QEMU ends where the node would boot anew.
+    pub(super) no_reboot: bool,
 }
 
 impl Setup {
@@ -141,6 +153,8 @@ impl Setup {
             disk: Some(12 << 30),
             credentials: Vec::new(),
             report: true,
+            door: false,
+            no_reboot: true,
         }
     }
 
@@ -160,6 +174,9 @@ impl Setup {
                 credentials.push((name.to_owned(), text.as_bytes().to_vec()));
             }
         }
+        if self.door {
+            credentials.extend(door::credentials());
+        }
         let config = MachineConfig {
             name: "test".to_owned(),
             arch: self.arch,
@@ -167,13 +184,7 @@ impl Setup {
             cpus: 2,
             accel,
             boot: Boot::Firmware(Firmware::find(&tools, self.arch).unwrap()),
-            disks: vec![Disk {
-                path: self.image.clone(),
-                format: self.format,
-                bus: Bus::VirtioBlk,
-                size: self.disk,
-                serial: "root".to_owned(),
-            }],
+            disks: vec![Disk::overlay(self.image.clone(), self.format, self.disk, Bus::VirtioBlk, "root")],
             nics: vec![Nic {
                 model: NicModel::Virtio,
                 mac: "52:54:00:6b:00:01".to_owned(),
@@ -181,8 +192,12 @@ impl Setup {
             }],
             credentials,
             cmdline_extra: None,
-            ports: vec![ready::PORT.to_owned(), PORT.to_owned()],
-            no_reboot: true,
+            // They are there in any case: it is the credentials that make the node listen.
+            ports: vec![ready::PORT.to_owned(), PORT.to_owned(), door::PORT.to_owned()],
+            no_reboot: self.no_reboot,
+            uuid: None,
+            screen: false,
+            shell: false,
         };
         Node { machine: Machine::start(&tools, &config, None).unwrap(), accel, _slot: slot }
     }
@@ -192,7 +207,7 @@ impl Setup {
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) machine: Machine,
-    accel: Accel,
+    pub(super) accel: Accel,
     _slot: Slot,
 }
 
@@ -200,6 +215,11 @@ impl Node {
     /// How long anything may take: a busy host under TCG needs a minute for a boot.
     pub(super) fn limit(&self) -> Duration {
         Duration::from_secs(if self.accel == Accel::Tcg { 600 } else { 120 })
+    }
+
+    /// The near end of the door.
+    pub(super) fn door(&self) -> door::Door {
+        door::Door::new(Arc::clone(&self.machine.ports[2]))
     }
 
     pub(super) fn try_ready(&mut self) -> Result<ready::Ready, Failure> {

@@ -8,13 +8,7 @@ fn config(arch: Arch) -> MachineConfig {
         cpus: 2,
         accel: Accel::Tcg,
         boot: Boot::Firmware(Firmware { code: "/t/code.fd".into(), vars: "/t/vars.fd".into() }),
-        disks: vec![Disk {
-            path: "/out/server.raw".into(),
-            format: Format::Raw,
-            bus: Bus::VirtioBlk,
-            size: None,
-            serial: "root".to_owned(),
-        }],
+        disks: vec![Disk::overlay("/out/server.raw".into(), Format::Raw, None, Bus::VirtioBlk, "root")],
         nics: vec![Nic {
             model: NicModel::Virtio,
             mac: "52:54:00:00:00:01".to_owned(),
@@ -24,6 +18,9 @@ fn config(arch: Arch) -> MachineConfig {
         cmdline_extra: Some("console=ttyS0".to_owned()),
         ports: vec!["kiln.ready".to_owned()],
         no_reboot: true,
+        uuid: None,
+        screen: false,
+        shell: false,
     }
 }
 
@@ -56,13 +53,32 @@ fn an_arm_machine_with_every_bus_and_card_has_these_arguments() {
 }
 
 #[test]
+fn a_machine_with_served_disks_a_screen_and_an_identity_has_these_arguments() {
+    let mut config =
+        MachineConfig { screen: true, uuid: Some(Uuid::from_u128(0x1234)), ..config(Arch::Amd64) };
+    config.disks.clear();
+    let buses = [Bus::VirtioBlk, Bus::Nvme, Bus::Ahci, Bus::UsbStorage];
+    let sectors = [Sectors::Native512, Sectors::Native4096, Sectors::Emulated512, Sectors::Native4096];
+    for (index, (bus, sectors)) in buses.into_iter().zip(sectors).enumerate() {
+        let disk = Disk::export(format!("/run/a,b/d{index}.sock").into(), bus, &format!("disk-{index}"));
+        config.disks.push(Disk { sectors, ..disk });
+    }
+    config.validate().unwrap();
+    insta::assert_snapshot!(shown(&config));
+}
+
+#[test]
 fn impossible_machines_are_refused_with_the_reason() {
     type Spoil = fn(&mut MachineConfig);
-    let table: [(Spoil, &str); 9] = [
+    let table: [(Spoil, &str); 10] = [
         (|c| c.name = "a b".to_owned(), "the name may hold"),
         (|c| c.memory = 64, "64 MiB of memory"),
         (|c| c.cpus = 0, "0 CPUs"),
         (|c| c.disks[0].serial = "x".repeat(21), "disk serial"),
+        (
+            |c| c.disks[0] = Disk { bus: Bus::Ahci, sectors: Sectors::Native4096, ..c.disks[0].clone() },
+            "logical sectors of 4096 bytes",
+        ),
         (|c| c.disks.push(c.disks[0].clone()), "two disks have the serial `root`"),
         (|c| c.nics[0].mac = "52:54".to_owned(), "`52:54` is no hardware address"),
         (|c| c.nics.push(c.nics[0].clone()), "two network cards"),
