@@ -76,7 +76,9 @@ pub(super) enum Paths {
 pub(super) fn publish(from: &Path, to: &Path, epoch: i64, paths: Paths) -> Result<OutputTree> {
     // What a build put in the place of the folder could lead anywhere, and kiln may be root there.
     if !fs::symlink_metadata(from).is_ok_and(|meta| meta.is_dir()) {
-        return Err(refuse("", "the build put something else in its place", "leave /build/out a folder").into());
+        return Err(
+            refuse("", "the build put something else in its place", "leave /build/out a folder").into()
+        );
     }
     let mut tree = OutputTree::default();
     let copy = Copy { from, to, epoch, paths };

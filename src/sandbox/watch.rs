@@ -120,7 +120,12 @@ fn free() -> Option<(u64, bool)> {
 
 impl DiskWatch {
     fn start() -> Self {
-        DiskWatch { walked: Instant::now(), cost: Duration::ZERO, used: 0, free: free().map_or(0, |(free, _)| free) }
+        DiskWatch {
+            walked: Instant::now(),
+            cost: Duration::ZERO,
+            used: 0,
+            free: free().map_or(0, |(free, _)| free),
+        }
     }
 
     /// What is wrong with the disk, if anything is.

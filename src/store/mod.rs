@@ -247,7 +247,9 @@ fn lock_file(path: &Path) -> Result<File> {
 /// Folders below are brought to the top one by one, so that it does not matter how deep they lie: a build can make some whose path no
 /// system call takes.
 fn remove_tree(path: &Path) -> Result<()> {
-    use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, openat, renameat, statat, unlinkat};
+    use rustix::fs::{
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, openat, renameat, statat, unlinkat,
+    };
     use rustix::io::Errno;
     let gone = |error: Errno| if error == Errno::NOENT { Ok(()) } else { Err(error) };
     let context = || format!("removing {}", path.display());
@@ -271,7 +273,9 @@ fn remove_tree(path: &Path) -> Result<()> {
                     continue;
                 }
                 let kind = match entry.file_type() {
-                    FileType::Unknown => FileType::from_raw_mode(statat(&open, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode),
+                    FileType::Unknown => {
+                        FileType::from_raw_mode(statat(&open, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode)
+                    }
                     kind => kind,
                 };
                 if kind != FileType::Directory {
@@ -351,7 +355,9 @@ mod tests {
         fs::create_dir_all(tree.join("1.removed/full")).unwrap();
         fs::write(tree.join("2.removed"), "x").unwrap();
         fs::os::unix::fs::symlink(&outside, tree.join("1.removed/link")).unwrap();
-        let closed = |path: &Path| fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap();
+        let closed = |path: &Path| {
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap()
+        };
         // Ten times 400 letters and slashes are more than PATH_MAX, so it is put together from below.
         let (mut chain, mut number) = (dir.path().join("chain"), 0);
         fs::create_dir(&chain).unwrap();

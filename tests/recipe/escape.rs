@@ -257,7 +257,8 @@ fn every_mount_allows_what_it_must_and_no_more() {
     lab.recipe("other-mount", "touch \"$KILN_OUT/result\"", "");
     let result = lab.result("mounts");
     // What a device's mount says is the host's business.
-    let found: Vec<&str> = result.lines().filter(|l| !l.starts_with("/dev/") || l.starts_with("/dev/shm")).collect();
+    let found: Vec<&str> =
+        result.lines().filter(|l| !l.starts_with("/dev/") || l.starts_with("/dev/shm")).collect();
     assert_eq!(
         found,
         [

@@ -112,7 +112,11 @@ fn outputs_that_mean_something_else_elsewhere_are_refused() {
         ),
         ("no-out", "rm -r out; ln -s / out", &["out: the build put something else in its place"]),
         // Deeper than a path can name: the folder must still go, and the store still open.
-        ("maze", "cd out; for i in $(seq 3000); do mkdir dd; cd dd; done; chmod 0 .", &["out/dd: it is more than 100 folders deep"]),
+        (
+            "maze",
+            "cd out; for i in $(seq 3000); do mkdir dd; cd dd; done; chmod 0 .",
+            &["out/dd: it is more than 100 folders deep"],
+        ),
         ("missing", "rm out/result", &["the build made no `result`"]),
     ] {
         lab.recipe(name, &format!("{result}{script}\n"), "");
