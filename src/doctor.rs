@@ -5,7 +5,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::Arch;
@@ -15,8 +14,8 @@ use crate::lock::{Lock, Locked, SetId, SetKind};
 use crate::qemu::accel::{self, Accel};
 use crate::spec::Project;
 use crate::store::Store;
-use crate::tools;
 use crate::ui::{Ui, human_bytes};
+use crate::{sandbox, tools};
 
 /// Room for packages, steps and images of both profiles with several states of the lock.
 const ROOM: u64 = 5_000_000_000;
@@ -113,7 +112,7 @@ pub fn examine(patient: &Patient<'_>) -> Vec<Finding> {
     kvm(locked.as_ref(), store.as_ref(), &mut record);
     clock(locked.as_ref().map(|l| l.lock().epoch()), crate::lock::time::now(), &mut record);
     terminal(&mut record);
-    namespaces(Path::new("/proc/sys"), &mut record);
+    namespaces(Path::new("/proc/sys"), rustix::process::geteuid().is_root(), &mut record);
     record.0
 }
 
@@ -356,27 +355,21 @@ fn terminal(record: &mut Record) {
     record.add("terminal", State::Note, text);
 }
 
-/// kiln needs no user namespaces; who wonders whether a sandbox forbids them finds the answer here.
-fn namespaces(sys: &Path, record: &mut Record) {
-    let read =
-        |name: &str| fs::read_to_string(sys.join(name)).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    let text = match (
-        read("user/max_user_namespaces"),
-        read("kernel/unprivileged_userns_clone"),
-        read("kernel/apparmor_restrict_unprivileged_userns"),
-    ) {
-        (None, ..) => "not in this kernel",
-        (Some(0), ..) | (_, Some(0), _) => "switched off",
-        (.., Some(1)) => "restricted by AppArmor",
-        _ => "allowed",
-    };
-    record.add("user namespaces", State::Note, format!("{text}; kiln needs none"));
+/// Recipes are built in user namespaces; images are not.
+fn namespaces(sys: &Path, root: bool, record: &mut Record) {
+    let remedies = sandbox::hints(sys, root);
+    if remedies.is_empty() {
+        return record.add("user namespaces", State::Ok, "allowed, as recipes need them");
+    }
+    let text = "forbidden here: recipes cannot be built; all else works";
+    record.add_with("user namespaces", State::Warn, text, &remedies.join("; "));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ui::Verbosity;
+    use fs_err as fs;
 
     fn record(run: impl FnOnce(&mut Record)) -> Finding {
         let mut record = Record(Vec::new());
@@ -444,16 +437,15 @@ mod tests {
     #[test]
     fn user_namespaces_are_told_apart() {
         let dir = tempfile::tempdir().unwrap();
-        let told = || record(|r| namespaces(dir.path(), r)).text;
-        assert!(told().starts_with("not in this kernel"));
+        let told = |root| record(|r| namespaces(dir.path(), root, r));
+        assert!(told(true).remedy.unwrap().contains("CONFIG_USER_NS"));
         for folder in ["user", "kernel"] {
             fs::create_dir(dir.path().join(folder)).unwrap();
         }
         fs::write(dir.path().join("user/max_user_namespaces"), "1000\n").unwrap();
-        assert!(told().starts_with("allowed"));
+        assert_eq!(told(false).state, State::Ok);
         fs::write(dir.path().join("kernel/apparmor_restrict_unprivileged_userns"), "1\n").unwrap();
-        assert!(told().starts_with("restricted"));
-        fs::write(dir.path().join("kernel/unprivileged_userns_clone"), "0\n").unwrap();
-        assert!(told().starts_with("switched off"));
+        assert_eq!((told(false).state, told(true).state), (State::Warn, State::Ok));
+        assert!(told(false).remedy.unwrap().contains("sysctl -w"));
     }
 }

@@ -18,6 +18,8 @@
 //! erofs, verity, UKI, ESP, GPT    bytes       [squeeze], [image], [pipeline], [manifest]
 //!       |
 //! a machine                       proven      [tools], [qemu]
+//!
+//! images/recipes/*                built       [recipe], [sandbox]: what no package has, from source
 //! ```
 //!
 //! [`pipeline::build`] is the recipe of a build on one page: read it first.
@@ -27,10 +29,11 @@
 //! - *Same lock, same bytes.* No stage asks the clock, the locale, the user or the order of a directory: trees are sorted maps,
 //!   owners and modes are data, every file has the lock's time. Threads only share out work whose order is fixed.
 //! - *No program in a build.* Every format is written by kiln itself ([`image`]); no maintainer script and no tool is run. That is
-//!   what makes a build rootless, quick and the same for a foreign architecture.
+//!   what makes a build rootless, quick and the same for a foreign architecture. Compilers run for recipes alone, each in a
+//!   [`sandbox`] that holds nothing but packages of the lock.
 //! - *Nothing unverified.* Metadata counts by an OpenPGP signature of a pinned key, everything below by digest. Objects are
 //!   hashed when they are fetched and again when they are unpacked.
-//! - *One door each.* The network is used by [`lock`] and [`fetch`], children are made by [`exec`], `unsafe` is in [`sys`], and
+//! - *One door each.* The network is used by [`lock`] and [`fetch`] (and by Go, for modules that a recipe names by digest), children are made by [`exec`], `unsafe` is in [`sys`], and
 //!   printing in [`ui`]. A test reads the sources and sees to it.
 //!
 //! # Format modules
@@ -60,7 +63,9 @@ pub mod packages;
 pub mod pipeline;
 pub mod qemu;
 pub mod rebuild;
+pub mod recipe;
 pub mod rootfs;
+pub mod sandbox;
 pub mod sbom;
 pub mod scenario;
 pub mod spec;

@@ -1,7 +1,8 @@
 //! The only place for `unsafe`, and for system calls that have no safe wrapper in std.
 //!
 //! It holds what touches the whole process: the Ctrl-C flag ([`watch_signals`], [`check_interrupt`]), what a child does
-//! between fork and exec ([`die_with_parent`]), the terminal's mode ([`RawTerminal`]), the umask and the peak memory.
+//! between fork and exec ([`die_with_parent`]), the terminal's mode ([`RawTerminal`]), the umask and the peak memory; and what
+//! makes a sandbox out of a process with one thread ([`fork`], [`unshare`], [`inherit_only_streams`], [`leave_keyrings`]).
 #![allow(unsafe_code)] // each block below says why it is sound
 
 use std::io;
@@ -12,8 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::thread::UnshareFlags;
 
 use crate::error::{Failure, Kind};
 
@@ -69,6 +71,74 @@ pub fn die_with_parent(command: &mut Command) {
     // SAFETY: between fork and exec the hook makes two system calls; it takes no lock, allocates nothing, and
     // `from_raw_os_error` stores a number, so it is async-signal-safe as signal-safety(7) wants.
     unsafe { command.pre_exec(hook) };
+}
+
+/// Refuses what only a process with one thread may do.
+fn alone() -> io::Result<()> {
+    match fs_err::read_dir("/proc/self/task")?.count() {
+        1 => Ok(()),
+        count => Err(io::Error::other(format!("{count} threads where one was promised"))),
+    }
+}
+
+/// Makes a child by fork(2) that runs `work` and ends with what it gives as its exit code, 101 if it panics. What the closure owns
+/// belongs to the child; the parent's copy is dropped before this returns.
+///
+/// # Errors
+/// This process has more than one thread, or the kernel refuses another process.
+pub fn fork(work: impl FnOnce() -> i32) -> io::Result<Pid> {
+    alone()?;
+    // SAFETY: fork is unsafe where another thread may hold a lock that the child then finds locked for ever; there is no other
+    // thread, as was just made sure of, and only this one could have made one since.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            let code = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101);
+            // SAFETY: _exit ends the process and touches nothing; destructors and buffers are the parent's business.
+            unsafe { libc::_exit(code) }
+        }
+        pid => Pid::from_raw(pid).ok_or_else(|| io::Error::other("fork gave a strange number")),
+    }
+}
+
+/// Puts this process into namespaces of its own, unshare(2); a pid and a time namespace begin with its next child.
+///
+/// # Errors
+/// This process has more than one thread, or the kernel forbids it.
+pub fn unshare(namespaces: UnshareFlags) -> io::Result<()> {
+    alone()?;
+    let namespaces = namespaces.difference(UnshareFlags::FILES | UnshareFlags::FS | UnshareFlags::SYSVSEM);
+    // SAFETY: what is unsafe is a table of file descriptors that threads no longer share; CLONE_FILES was just taken out.
+    Ok(unsafe { rustix::thread::unshare_unsafe(namespaces) }?)
+}
+
+/// Sets close-on-exec on everything but stdin, stdout and stderr, whoever opened it: a folder that kiln inherited from its own parent
+/// would be a way out of the sandbox.
+///
+/// # Errors
+/// A kernel older than 5.11.
+pub fn inherit_only_streams() -> io::Result<()> {
+    // SAFETY: close_range with CLOEXEC closes nothing; descriptors stay valid for whoever owns them in this process.
+    match unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Leaves the session keyring that came from whoever started kiln for an empty one, keyctl(2).
+///
+/// # Errors
+/// The kernel refuses; a kernel without keyrings is fine.
+pub fn leave_keyrings() -> io::Result<()> {
+    let anonymous = std::ptr::null::<libc::c_char>();
+    // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name or a null pointer, which is what it gets.
+    if unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, anonymous) } != -1 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        error => Err(error),
+    }
 }
 
 /// The terminal on stdin without line editing, echo or signal keys, until dropped.
@@ -178,6 +248,17 @@ mod tests {
             sum = (0..1_000_000).fold(sum, |a, b| a ^ std::hint::black_box(b));
         }
         assert!(cpu_time().unwrap() >= before + Duration::from_millis(50), "{sum}");
+    }
+
+    #[test]
+    fn a_process_with_threads_neither_forks_nor_leaves_its_namespaces() {
+        // The test runner has threads: this one and the one that waits for it.
+        let (_keep, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || wait.recv());
+        assert!(fork(|| 0).unwrap_err().to_string().contains("threads where one was promised"));
+        assert!(unshare(UnshareFlags::NEWUTS).unwrap_err().to_string().contains("threads"));
+        drop(_keep);
+        let _ = thread.join();
     }
 
     #[test]

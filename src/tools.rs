@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use fs_err as fs;
 
 use crate::arch::Arch;
-use crate::digest::Hasher;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Failure, Kind};
 use crate::lock::{Locked, SetKind};
 use crate::packages::Work;
@@ -23,7 +23,7 @@ use crate::tree::{Kind as NodeKind, Tree};
 const VERSION: u32 = 1;
 
 /// What no program needs to run.
-const DROP: [&str; 6] = [
+pub(crate) const DROP: [&str; 6] = [
     "/usr/share/doc/**",
     "/usr/share/man/**",
     "/usr/share/locale/**",
@@ -65,15 +65,21 @@ pub fn find(locked: &Locked, store: &Store, name: &str) -> Option<PathBuf> {
 }
 
 fn key(locked: &Locked, name: &str, arch: Arch) -> Result<StepKey> {
+    let packages = packages(locked, name, arch)?;
+    Ok(StepKey::new("tool", &format!("{name}-{arch}"), VERSION).input("packages", packages))
+}
+
+/// One digest for all packages of a set.
+pub(crate) fn packages(locked: &Locked, name: &str, arch: Arch) -> Result<Digest> {
     let mut all = Hasher::new();
     for package in locked.packages(SetKind::Tool, name, arch)? {
         all.update(package.sha256.as_bytes());
     }
-    Ok(StepKey::new("tool", &format!("{name}-{arch}"), VERSION).input("packages", all.finish()))
+    Ok(all.finish())
 }
 
 /// Writes `tree` below `to`. Devices and pipes are left out.
-fn lay_out(tree: &Tree, to: &Path) -> Result<()> {
+pub(crate) fn lay_out(tree: &Tree, to: &Path) -> Result<()> {
     fs::create_dir(to)?;
     for (path, entry) in tree.iter() {
         sys::check_interrupt()?;

@@ -1,6 +1,6 @@
 //! `kiln dev`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -14,6 +14,7 @@ use crate::bench;
 use crate::config::Config;
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
+use crate::recipe::RecipeSpec;
 use crate::scenario::report;
 use crate::scenario::result::Run;
 use crate::spec::{Archive, Layer, Tools};
@@ -47,6 +48,12 @@ enum Verb {
         /// Which file
         #[arg(value_enum)]
         file: SchemaFile,
+    },
+    /// Make a sandbox and run a program in it; kiln calls itself so
+    #[command(hide = true)]
+    Sandbox {
+        /// File with the plan
+        plan: PathBuf,
     },
     /// Write the report of a test run again, from its report.json
     ///
@@ -87,6 +94,16 @@ enum Verb {
     },
 }
 
+impl Args {
+    /// The plan of a sandbox that this process is to make.
+    pub(super) fn sandbox(&self) -> Option<&Path> {
+        match &self.verb {
+            Verb::Sandbox { plan } => Some(plan),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Bench {
     /// Builds of a profile
@@ -111,6 +128,8 @@ enum SchemaFile {
     Debian,
     /// images/tools.toml
     Tools,
+    /// recipe.toml of a recipe
+    Recipe,
     /// Any other file in images/, and those in profiles/ and qemu/machines/
     Layer,
     /// A scenario in qemu/
@@ -139,6 +158,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
             context.ui.status("Wrote", format!("man pages into {}", dir.display()));
             Ok(())
         }
+        // main() sees to it before anything else.
+        Verb::Sandbox { .. } => Ok(()),
         Verb::Schema { file } => context.ui.result_json(&schema(*file)),
         Verb::Report { file, out } => {
             let run: Run = serde_json::from_slice(&fs::read(file)?).map_err(|error| {
@@ -186,6 +207,7 @@ fn schema(file: SchemaFile) -> schemars::Schema {
     match file {
         SchemaFile::Debian => schemars::schema_for!(Archive),
         SchemaFile::Tools => schemars::schema_for!(Tools),
+        SchemaFile::Recipe => schemars::schema_for!(RecipeSpec),
         SchemaFile::Layer => schemars::schema_for!(Layer),
         SchemaFile::Scenario => schemars::schema_for!(crate::scenario::spec::file::File),
         SchemaFile::Config => schemars::schema_for!(Config),
@@ -201,6 +223,7 @@ mod tests {
         for (file, key) in [
             (SchemaFile::Debian, "suite"),
             (SchemaFile::Tools, "set"),
+            (SchemaFile::Recipe, "outputs"),
             (SchemaFile::Layer, "packages"),
             (SchemaFile::Scenario, "step"),
             (SchemaFile::Config, "mirrors"),

@@ -6,6 +6,7 @@ mod diff;
 mod doctor;
 mod init;
 mod lock;
+mod recipe;
 mod run;
 mod sbom;
 mod store;
@@ -22,8 +23,8 @@ use crate::error::Kind;
 use crate::lock::{Lock, Locked};
 use crate::spec::Project;
 use crate::store::Store;
-use crate::sys;
 use crate::ui::{Ui, Verbosity};
+use crate::{sandbox, sys};
 
 /// Bake bootable, verified node images for a K3s cluster from TOML and one lock
 #[derive(Debug, Parser)]
@@ -65,6 +66,8 @@ enum Verb {
     Update(lock::UpdateArgs),
     /// Show what `kiln update` would change
     Outdated(lock::OutdatedArgs),
+    /// Build from source, in a sealed sandbox
+    Recipe(recipe::Args),
     /// Look at the store and keep it in order
     Store(store::Args),
     /// Show what differs between two images
@@ -145,6 +148,12 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    // Part of a sandbox: one thread, no signal handlers, nothing to say here.
+    if let Verb::Dev(args) = &cli.verb
+        && let Some(plan) = args.sandbox()
+    {
+        return sandbox::main(plan);
+    }
     if let Err(error) = sys::watch_signals() {
         tracing::debug!(%error, "signals are not watched");
     }
@@ -161,6 +170,7 @@ pub fn main() -> ExitCode {
         Verb::Test(args) => test::run(&context, &args),
         Verb::Update(args) => lock::update(&context, &args),
         Verb::Outdated(args) => lock::outdated(&context, &args),
+        Verb::Recipe(args) => recipe::run(&context, &args),
         Verb::Store(args) => store::run(&context, &args),
         Verb::Diff(args) => diff::run(&context, &args),
         Verb::Why(args) => why::run(&context, &args),

@@ -167,6 +167,7 @@ fn du(context: &Context, items: &[Item]) -> Result<()> {
         let kind = match item.kind {
             ItemKind::Object => "objects".to_owned(),
             ItemKind::Partial => "partial downloads".to_owned(),
+            ItemKind::Failed => "failed builds".to_owned(),
             ItemKind::Step => format!("{} steps", item.title.split(' ').next().unwrap_or_default()),
         };
         let sum = sums.entry(kind).or_default();

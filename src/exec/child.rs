@@ -17,6 +17,8 @@ use super::{Command, Error, STDERR_TAIL};
 
 /// How often a wait looks at the Ctrl-C flag.
 const INTERRUPT_STEP: Duration = Duration::from_millis(100);
+/// How long a supervised child may take to end by itself; the kernel may have gigabytes to take back from what it looks after.
+const ORDERLY: Duration = Duration::from_secs(10);
 
 /// A started program. Dropping it kills its process group and waits for it.
 #[derive(Debug)]
@@ -27,6 +29,8 @@ pub struct Child {
     status: Option<ExitStatus>,
     stderr: Arc<Mutex<VecDeque<u8>>>,
     reader: Option<JoinHandle<()>>,
+    /// Closing it asks a supervised child to end.
+    stdin: Option<std::process::ChildStdin>,
 }
 
 type Job = (std::process::Command, Sender<std::io::Result<std::process::Child>>);
@@ -57,10 +61,31 @@ impl Child {
         command: &Command,
         piped: bool,
     ) -> Result<(Self, Option<std::process::ChildStdout>), Error> {
+        let stdout = match &command.stdout {
+            _ if piped => Stdio::piped(),
+            Some(path) => fs::File::create(path).map_err(|e| Self::io_error(command, e))?.into_file().into(),
+            None => Stdio::null(),
+        };
+        let mut child = Self::with(command, Stdio::null(), stdout, Stdio::piped())?;
+        let stdout = child.process.stdout.take();
+        Ok((child, stdout))
+    }
+
+    /// See [`Command::supervised`].
+    pub(super) fn supervised(command: &Command, out: std::os::fd::OwnedFd) -> Result<Self, Error> {
+        let stderr = out.try_clone().map_err(|e| Self::io_error(command, e))?;
+        Self::with(command, Stdio::piped(), out.into(), stderr.into())
+    }
+
+    fn io_error(command: &Command, source: std::io::Error) -> Error {
+        Error::Io { program: command.tool.name.clone(), source }
+    }
+
+    fn with(command: &Command, stdin: Stdio, stdout: Stdio, stderr: Stdio) -> Result<Self, Error> {
         let tool = &command.tool;
         let line = command.line();
         tracing::debug!(command = line, "start");
-        let io_error = |source| Error::Io { program: tool.name.clone(), source };
+        let io_error = |source| Self::io_error(command, source);
         let mut words = tool.loader.iter().cloned().chain([tool.program.clone().into_os_string()]);
         let first = words.next().unwrap_or_default();
         #[allow(clippy::disallowed_methods)] // this is the one door
@@ -74,13 +99,9 @@ impl Child {
             .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
             .envs(command.env.iter().map(|(name, value)| (name, value)))
             .process_group(0)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .stdout(match &command.stdout {
-                _ if piped => Stdio::piped(),
-                Some(path) => fs::File::create(path).map_err(io_error)?.into_file().into(),
-                None => Stdio::null(),
-            });
+            .stdin(stdin)
+            .stdout(stdout)
+            .stderr(stderr);
         if let Some(folder) = &command.folder {
             std_command.current_dir(folder);
         }
@@ -108,9 +129,9 @@ impl Child {
                 }
             })
         });
-        let stdout = process.stdout.take();
         let program = tool.name.clone();
-        Ok((Child { program, line, process, status: None, stderr, reader }, stdout))
+        let stdin = process.stdin.take();
+        Ok(Child { program, line, process, status: None, stderr, reader, stdin })
     }
 
     /// The process id, for tests and for a person with a debugger.
@@ -195,11 +216,27 @@ impl Child {
         }
     }
 
-    /// Kills its process group with SIGKILL and waits for it. Does nothing once it has ended.
+    /// Kills its process group with SIGKILL and waits for it. Does nothing once it has ended. A supervised child is asked first.
     pub fn kill(&mut self) {
+        if self.status.is_none() && self.stdin.take().is_some() {
+            self.give_time();
+        }
         if self.status.is_none() {
             // The answer does not matter: the process may have ended by itself in between.
             let _ = self.reap();
+        }
+    }
+
+    /// Waits until it has ended by itself, Ctrl-C or not: that may be the reason why it should.
+    fn give_time(&self) {
+        let Ok(pidfd) = pidfd_open(self.pid(), PidfdFlags::empty()) else { return };
+        let end = Instant::now() + ORDERLY;
+        loop {
+            let left = Timespec::try_from(end.saturating_duration_since(Instant::now())).unwrap_or_default();
+            match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&left)) {
+                Err(rustix::io::Errno::INTR) => {}
+                _ => return,
+            }
         }
     }
 

@@ -13,6 +13,9 @@
 //! | [`Command::run`] | dropped | waits for success |
 //! | [`Command::read`] | returned | waits for success |
 //! | [`Command::spawn`] | dropped or to a file | [`Child`] kills on drop |
+//! | [`Command::supervised`] | as said, stderr too | as `spawn`, and the child is asked to end first |
+//!
+//! [`replace`] makes no child but another program of this process: the last step into a sandbox.
 
 mod child;
 
@@ -20,9 +23,39 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 pub use child::Child;
+
+/// What [`Tool::kiln`] runs in tests.
+static KILN: OnceLock<PathBuf> = OnceLock::new();
+
+/// Tests of this library are programs of their own: they name the real kiln here, once, before they build recipes.
+pub fn use_kiln(program: impl Into<PathBuf>) {
+    // The first one stays; all tests of a run mean the same program.
+    let _ = KILN.set(program.into());
+}
+
+/// Becomes `program` in `folder`, with this environment and nothing else; stdin is empty unless it is to stay, stdout and stderr stay.
+/// Returns only if that fails.
+pub fn replace(
+    program: &str,
+    args: &[String],
+    env: &std::collections::BTreeMap<String, String>,
+    folder: &str,
+    stdin: bool,
+) -> std::io::Error {
+    use std::os::unix::process::CommandExt;
+    #[allow(clippy::disallowed_methods)] // this is the one door
+    std::process::Command::new(program)
+        .args(args)
+        .env_clear()
+        .envs(env)
+        .current_dir(folder)
+        .stdin(if stdin { std::process::Stdio::inherit() } else { std::process::Stdio::null() })
+        .exec()
+}
 
 /// How much of a child's stderr is kept for errors: enough for a message, too little for a flood.
 pub const STDERR_TAIL: usize = 4096;
@@ -172,6 +205,12 @@ impl Tool {
         Ok(Tool { name, program: path, loader, env: vec![("QEMU_MODULE_DIR".into(), modules.into())] })
     }
 
+    /// This very program: the link leads to it even if its file was replaced since.
+    pub fn kiln() -> Self {
+        let program = KILN.get().cloned().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
+        Tool { name: "kiln".to_owned(), ..Tool::host(program) }
+    }
+
     /// The last part of the program's path.
     pub fn name(&self) -> &str {
         &self.name
@@ -301,6 +340,15 @@ impl Command {
     /// [`Error::NotFound`] or [`Error::Start`].
     pub fn spawn(&self) -> Result<Child, Error> {
         Ok(Child::start(self, false)?.0)
+    }
+
+    /// Starts it with stdout and stderr both leading to `out`. Its stdin is a pipe, closed when the [`Child`] is killed or dropped: a
+    /// program that ends by itself then, having put things in order, gets the time for it.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] or [`Error::Start`].
+    pub fn supervised(&self, out: std::os::fd::OwnedFd) -> Result<Child, Error> {
+        Child::supervised(self, out)
     }
 }
 

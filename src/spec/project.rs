@@ -13,6 +13,7 @@ use super::layer::{FileSpec, Flavour, Layer, Role};
 use super::{SCHEMA, parse};
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
+use crate::rootfs::alternatives::Alternative;
 use crate::tree::TreePath;
 
 /// images/debian.toml: where packages come from.
@@ -77,6 +78,9 @@ pub struct ToolSet {
     /// Whether Essential packages and dependencies come too. `false` for EFI programs, which need nothing.
     #[serde(default = "yes")]
     pub dependencies: bool,
+    /// Links through /etc/alternatives, which maintainer scripts would make, in a root file system of this set for recipes.
+    #[serde(default)]
+    pub alternatives: Vec<Alternative>,
 }
 
 fn yes() -> bool {

@@ -207,6 +207,24 @@ mod tests {
     }
 
     #[test]
+    fn the_remains_of_a_failed_build_stay_until_gc_and_newer_ones_take_their_place() {
+        let (_dir, store) = store();
+        for text in ["first", "second"] {
+            let staging = store.staging().unwrap();
+            fs::write(staging.file("log"), text).unwrap();
+            fs::create_dir(staging.file("build")).unwrap();
+            let parts: &[&str] = if text == "first" { &["log", "build"] } else { &["log"] };
+            assert_eq!(store.keep_failed("x", &staging, parts).unwrap(), store.failed_path("x"));
+        }
+        assert_eq!(fs::read_to_string(store.failed_path("x").join("log")).unwrap(), "second");
+        assert!(!store.failed_path("x").join("build").exists());
+        let report = store.gc(false).unwrap();
+        assert_eq!((report.removed, report.bytes), (vec!["failed/x".to_owned()], 6));
+        assert!(!store.failed_path("x").exists());
+        store.forget_failed("x").unwrap();
+    }
+
+    #[test]
     fn gc_is_refused_while_another_user_is_there() {
         let (_dir, store) = store();
         let other = Store::open(store.root()).unwrap();

@@ -8,6 +8,7 @@
 //!   partial/<sha256>               a download under way; kept on failure, so that the next try resumes
 //!   steps/<kind>/<name>/<key>/     outputs of a step and step.json, which lists them with digests
 //!   tmp/<unique>/                  staging; a live one is locked, a dead one is swept by the next kiln
+//!   failed/<name>/                 log of a build that failed, and its folders if somebody asked; `store gc` takes it
 //!   roots/<name>.json              what a project still needs; keeps it from `store gc`
 //!   lock                           shared by every user of the store, exclusive for gc
 //! ```
@@ -70,7 +71,7 @@ impl Store {
                 .hint("set KILN_STORE to a folder that can be written")
                 .because(e)
         };
-        for dir in ["objects", "partial", "steps", "tmp", "roots"] {
+        for dir in ["objects", "partial", "steps", "tmp", "failed", "roots"] {
             fs::create_dir_all(root.join(dir)).map_err(fail)?;
         }
         let version = root.join("version");
@@ -173,6 +174,27 @@ impl Store {
         Staging::create(base)
     }
 
+    /// Where the remains of the last failed build of `name` lie, or would lie.
+    pub fn failed_path(&self, name: &str) -> PathBuf {
+        self.root.join("failed").join(name)
+    }
+
+    /// Keeps `parts` of a staging folder as the remains of a failed build of `name`, in the place of older ones.
+    pub fn keep_failed(&self, name: &str, staging: &Staging, parts: &[&str]) -> Result<PathBuf> {
+        let to = self.failed_path(name);
+        remove_tree(&to)?;
+        fs::create_dir(&to)?;
+        for part in parts {
+            fs::rename(staging.file(part), to.join(part))?;
+        }
+        Ok(to)
+    }
+
+    /// Removes the remains of failed builds of `name`.
+    pub fn forget_failed(&self, name: &str) -> Result<()> {
+        remove_tree(&self.failed_path(name))
+    }
+
     /// Removes staging folders and lock files whose owner is gone.
     fn sweep(&self) -> Result<()> {
         for entry in fs::read_dir(self.root.join("tmp"))? {
@@ -221,24 +243,69 @@ fn lock_file(path: &Path) -> Result<File> {
 }
 
 /// Removes a folder whose files and sub-folders may be read-only. Something that is gone already is fine.
+///
+/// Folders below are brought to the top one by one, so that it does not matter how deep they lie: a build can make some whose path no
+/// system call takes.
 fn remove_tree(path: &Path) -> Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    if let Ok(meta) = fs::symlink_metadata(path)
-        && meta.is_dir()
-    {
-        fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).ok();
-        for entry in fs::read_dir(path)? {
-            remove_tree(&entry?.path())?;
+    use rustix::fs::{
+        AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, openat, renameat, statat, unlinkat,
+    };
+    use rustix::io::Errno;
+    let gone = |error: Errno| if error == Errno::NOENT { Ok(()) } else { Err(error) };
+    let context = || format!("removing {}", path.display());
+    if !fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir()) {
+        return unlinkat(CWD, path, AtFlags::empty()).or_else(gone).with_context(context);
+    }
+    let mine = Mode::RWXU;
+    let remove = || -> rustix::io::Result<()> {
+        chmodat(CWD, path, mine, AtFlags::empty())?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let top = openat(CWD, path, flags, Mode::empty())?;
+        let mut folders = vec![c".".to_owned()];
+        let mut number = 0_u64;
+        while let Some(folder) = folders.pop() {
+            let at_top = folder.as_c_str() == c".";
+            let open = openat(&top, &folder, flags, Mode::empty())?;
+            for entry in Dir::read_from(&open)? {
+                let entry = entry?;
+                let name = entry.file_name();
+                if name == c"." || name == c".." {
+                    continue;
+                }
+                let kind = match entry.file_type() {
+                    FileType::Unknown => {
+                        FileType::from_raw_mode(statat(&open, name, AtFlags::SYMLINK_NOFOLLOW)?.st_mode)
+                    }
+                    kind => kind,
+                };
+                if kind != FileType::Directory {
+                    unlinkat(&open, name, AtFlags::empty()).or_else(gone)?;
+                    continue;
+                }
+                chmodat(&open, name, mine, AtFlags::empty())?;
+                if at_top {
+                    folders.push(name.to_owned());
+                    continue;
+                }
+                loop {
+                    number += 1;
+                    let to = std::ffi::CString::new(format!("{number}.removed")).unwrap_or_default();
+                    match renameat(&open, name, &top, &to) {
+                        Ok(()) => folders.push(to),
+                        // Somebody had that idea before.
+                        Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => continue,
+                        Err(error) => return Err(error),
+                    }
+                    break;
+                }
+            }
+            if !at_top {
+                unlinkat(&top, &folder, AtFlags::REMOVEDIR).or_else(gone)?;
+            }
         }
-        return match fs::remove_dir(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
-            _ => Ok(()),
-        };
-    }
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
-        _ => Ok(()),
-    }
+        unlinkat(CWD, path, AtFlags::REMOVEDIR)
+    };
+    remove().or_else(gone).with_context(context)
 }
 
 #[cfg(test)]
@@ -276,6 +343,38 @@ mod tests {
         drop(live);
         assert!(!path.exists());
         assert_eq!(fs::read_dir(again.root().join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_goes_however_deep_and_closed_it_is_and_links_are_not_followed() {
+        let (dir, store) = store();
+        let outside = dir.path().join("outside");
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("kept"), "x").unwrap();
+        let tree = store.root().join("tmp/1-1");
+        fs::create_dir_all(tree.join("1.removed/full")).unwrap();
+        fs::write(tree.join("2.removed"), "x").unwrap();
+        fs::os::unix::fs::symlink(&outside, tree.join("1.removed/link")).unwrap();
+        let closed = |path: &Path| {
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap()
+        };
+        // Ten times 400 letters and slashes are more than PATH_MAX, so it is put together from below.
+        let (mut chain, mut number) = (dir.path().join("chain"), 0);
+        fs::create_dir(&chain).unwrap();
+        while number < 12 {
+            number += 1;
+            let above = dir.path().join(format!("above-{number}"));
+            let deepest = above.join(["x".repeat(200), "y".repeat(200)].join("/"));
+            fs::create_dir_all(&deepest).unwrap();
+            fs::rename(&chain, deepest.join("z")).unwrap();
+            chain = above;
+        }
+        fs::rename(&chain, tree.join("1.removed/full/deep")).unwrap();
+        closed(&tree.join("1.removed/full"));
+        let again = Store::open(store.root()).unwrap();
+        assert!(!tree.exists());
+        assert_eq!(fs::read_to_string(outside.join("kept")).unwrap(), "x");
+        remove_tree(&again.root().join("tmp/none")).unwrap();
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub enum ItemKind {
     Partial,
     /// Outputs of a step.
     Step,
+    /// What a failed build left.
+    Failed,
 }
 
 /// A thing in the store.
@@ -71,6 +73,13 @@ impl Store {
                 }
             }
         }
+        for name in fs::read_dir(self.root.join("failed"))? {
+            let path = name?.path();
+            // A build may have left folders that cannot be looked into; they can still be removed.
+            let (bytes, path) = (size_below(&path).unwrap_or(0), self.relative(&path));
+            let title = path.split('/').skip(1).collect();
+            items.push(Item { kind: ItemKind::Failed, path, title, bytes });
+        }
         items.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(items)
     }
@@ -88,7 +97,7 @@ impl Store {
             seen(&item);
             let path = self.root.join(&item.path);
             let what = match item.kind {
-                ItemKind::Partial => None,
+                ItemKind::Partial | ItemKind::Failed => None,
                 ItemKind::Object => {
                     let (digest, _) = Digest::of_reader(fs::File::open(&path)?)?;
                     let name = item.path.rsplit('/').next().unwrap_or_default();

@@ -1,0 +1,114 @@
+//! Recipes that want too much.
+
+use crate::common::run::{Run, command, is_root, program, skipped};
+use crate::lab::{Lab, TRY, processes_with};
+
+#[test]
+fn a_fork_bomb_gets_no_further_than_its_limit() {
+    let script = r#"
+        perl -e '
+          for (1 .. 2000) { my $pid = fork; if (defined $pid && !$pid) { sleep 1000 } }
+          opendir D, "/proc"; my $count = grep /^\d+$/, readdir D;
+          open R, ">", "/build/out/result"; print R $count;
+        '
+    "#;
+    let count: u32 = Lab::of("forks", script, "[limits]\nprocesses = 100\n").result("forks").parse().unwrap();
+    // Process 1, bash and perl among them.
+    assert!((90..=100).contains(&count), "{count}");
+}
+
+#[test]
+fn a_bomb_that_never_ends_is_ended_by_time_with_all_its_parts() {
+    let word = format!("kiln-bomb-{}", std::process::id());
+    let script = format!(
+        "bomb() {{ exec -a {word} bash -c 'while :; do bash -c : {word} & done'; }}\nbomb | bomb | bomb\n"
+    );
+    let lab = Lab::of("bomb", &script, "[limits]\nprocesses = 60\ntime = \"3s\"\n");
+    lab.kiln(&["build", "bomb"])
+        .fails(5, &["recipe bomb was stopped: it took longer than 3.0 s", "[limits]"]);
+    assert_eq!(processes_with(&word), [""; 0]);
+    assert_eq!(lab.kiln(&["list"]).ok().code, 0, "the machine goes on");
+}
+
+#[test]
+fn a_file_of_100_gb_is_refused_by_the_kernel() {
+    let script = format!(
+        r#"{TRY}
+        try sparse truncate -s 100G big
+        try seek dd if=/dev/zero of=big bs=1M count=1 seek=100000
+        try memory truncate -s 100G /dev/shm/big
+        try small truncate -s 1M small
+        rm -f big
+        "#
+    );
+    let lab = Lab::of("big", &script, "[limits]\nfile = \"64MiB\"\n");
+    lab.comes_to("big", &["sparse: no", "seek: no", "memory: no", "small: YES"]);
+    lab.recipe("written", "head -c 100G /dev/zero > big", "[limits]\nfile = \"64MiB\"\n");
+    lab.kiln(&["build", "written"]).fails(
+        5,
+        &["recipe written was stopped: a program of it wrote a file longer than limits.file", "[limits]"],
+    );
+}
+
+#[test]
+fn many_files_together_are_held_by_the_limit_of_the_disk() {
+    let script = "for i in $(seq 100000); do head -c 8M /dev/zero > \"file $i\"; done";
+    let lab = Lab::of("files", script, "[limits]\ndisk = \"256MiB\"\n");
+    let run = lab
+        .kiln(&["build", "files"])
+        .fails(5, &["recipe files was stopped: it used ", "of disk, the limit is 268.44 MB"]);
+    let used = run.stderr.split("it used ").nth(1).unwrap().split(' ').next().unwrap();
+    assert!(used.parse::<f64>().is_ok(), "{used}");
+    // /tmp counts too.
+    lab.recipe(
+        "tmp",
+        "for i in $(seq 100000); do head -c 8M /dev/zero > /tmp/$i; done",
+        "[limits]\ndisk = \"256MiB\"\n",
+    );
+    lab.kiln(&["build", "tmp"]).fails(5, &["of disk, the limit is"]);
+}
+
+#[test]
+fn a_memory_hog_is_refused_alone_and_killed_with_its_friends() {
+    let alone = format!(
+        "{TRY}\ntry alone perl -e '$x = \"x\" x (1 << 30)'\ntry little perl -e '$x = \"x\" x (1 << 20)'\n"
+    );
+    let lab = Lab::of("hog", &alone, "[limits]\nmemory = \"256MiB\"\n");
+    lab.comes_to("hog", &["alone: no", "little: YES"]);
+    let friends = "for i in 1 2 3 4 5 6; do perl -e '$x = \"x\" x (60 << 20); sleep 1000' & done; wait";
+    lab.recipe("hogs", friends, "[limits]\nmemory = \"256MiB\"\n");
+    lab.kiln(&["build", "hogs"])
+        .fails(5, &["recipe hogs was stopped: its processes used", "of memory, the limit is 268.44 MB"]);
+}
+
+#[test]
+fn a_script_that_says_too_much_is_stopped() {
+    let lab = Lab::of("talker", "yes 'I have something to say about this'", "");
+    lab.kiln(&["build", "talker"])
+        .fails(5, &["recipe talker was stopped: its log has more than 67.11 MB", "something to say"]);
+}
+
+#[test]
+fn a_full_disk_is_code_6_and_the_rest_of_it_stays_free() {
+    if !is_root() {
+        skipped("this test mounts a small file system, which needs root");
+        return;
+    }
+    let lab = Lab::of("full", "for i in $(seq 100000); do head -c 8M /dev/zero > \"file $i\"; done", "");
+    fs_err::create_dir(lab.path("small")).unwrap();
+    let script = r#"
+        mount -t tmpfs -o size=400m none "$SMALL"
+        mkdir "$SMALL/upper" "$SMALL/work"
+        mount -t overlay -o "lowerdir=$KILN_STORE,upperdir=$SMALL/upper,workdir=$SMALL/work" none "$KILN_STORE"
+        "$KILN" -C "$PROJECT" recipe build full
+    "#;
+    let mut unshare = command("unshare");
+    unshare
+        .args(["-m", "sh", "-e", "-c", script])
+        .env("KILN", program())
+        .env("PROJECT", lab.path("project"))
+        .env("SMALL", lab.path("small"))
+        .env("KILN_STORE", crate::common::images::store());
+    let run = Run::of(&unshare.output().unwrap());
+    run.fails(6, &["recipe full was stopped: the disk of the store has only", "kiln store gc"]);
+}

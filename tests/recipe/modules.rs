@@ -1,0 +1,163 @@
+//! Go modules from a proxy of the test, as the machine's own settings name it.
+
+use std::collections::BTreeMap;
+
+use kiln::digest::Digest;
+
+use crate::common::mirror::Mirror;
+use crate::common::run::Run;
+use crate::lab::Lab;
+
+/// A zip archive of stored files (APPNOTE.TXT 4.3): local headers with data, the central directory, its end.
+fn zip(files: &[(String, &[u8])]) -> Vec<u8> {
+    let (mut out, mut central) = (Vec::new(), Vec::new());
+    for (name, bytes) in files {
+        let mut crc = flate2::Crc::new();
+        crc.update(bytes);
+        let size = u32::try_from(bytes.len()).unwrap().to_le_bytes();
+        let offset = u32::try_from(out.len()).unwrap().to_le_bytes();
+        let name_length = u16::try_from(name.len()).unwrap().to_le_bytes();
+        // Version 2.0, no flags, stored, no time; then checksum, both sizes, length of the name, no extra field.
+        let mut header = vec![20, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        header.extend(crc.sum().to_le_bytes());
+        header.extend([size, size].concat());
+        header.extend(name_length);
+        header.extend([0, 0]);
+        out.extend(b"PK\x03\x04");
+        out.extend(&header);
+        out.extend(name.bytes());
+        out.extend(*bytes);
+        central.extend(b"PK\x01\x02\x14\x00");
+        central.extend(&header);
+        central.extend([0; 10]);
+        central.extend(offset);
+        central.extend(name.bytes());
+    }
+    let count = u16::try_from(files.len()).unwrap().to_le_bytes();
+    let start = u32::try_from(out.len()).unwrap().to_le_bytes();
+    let length = u32::try_from(central.len()).unwrap().to_le_bytes();
+    out.extend(central);
+    out.extend(b"PK\x05\x06\0\0\0\0");
+    out.extend([count, count].concat());
+    out.extend([length, start].concat());
+    out.extend([0, 0]);
+    out
+}
+
+/// Go's dirhash (golang.org/x/mod/sumdb/dirhash, Hash1): the digest of a list of digests, in base64.
+fn h1(files: &[(String, &[u8])]) -> String {
+    let list: String = files.iter().map(|(name, bytes)| format!("{}  {name}\n", Digest::of(bytes))).collect();
+    let digest = Digest::of(list.as_bytes());
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::from("h1:");
+    for group in digest.as_bytes().chunks(3) {
+        let bits = (0..3).fold(0_u32, |bits, i| bits << 8 | u32::from(*group.get(i).unwrap_or(&0)));
+        for i in 0..4_usize {
+            let index = usize::try_from(bits >> (18 - 6 * i) & 63).unwrap();
+            text.push(if i <= group.len() { char::from(LETTERS[index]) } else { '=' });
+        }
+    }
+    text
+}
+
+const MODULE: &str = "example.test/greet";
+const GO_MOD: &[u8] = b"module example.test/greet\n\ngo 1.24\n";
+const GREET: &[u8] = b"package greet\n\nconst Word = \"hello from a module\"\n";
+
+/// A proxy with one module, and the lines of go.sum for it.
+fn proxy() -> (Mirror, String) {
+    let name = |file: &str| format!("{MODULE}@v1.0.0/{file}");
+    let files = [(name("go.mod"), GO_MOD), (name("greet.go"), GREET)];
+    let sums = format!(
+        "{MODULE} v1.0.0 {}\n{MODULE} v1.0.0/go.mod {}\n",
+        h1(&files),
+        h1(&[("go.mod".to_owned(), GO_MOD)])
+    );
+    let served: BTreeMap<String, Vec<u8>> = [
+        ("info", b"{\"Version\":\"v1.0.0\",\"Time\":\"2026-01-01T00:00:00Z\"}".to_vec()),
+        ("mod", GO_MOD.to_vec()),
+        ("zip", zip(&files)),
+    ]
+    .map(|(kind, bytes)| (format!("{MODULE}/@v/v1.0.0.{kind}"), bytes))
+    .into();
+    (Mirror::serve(&served), sums)
+}
+
+fn lab(sums: &str) -> Lab {
+    let lab = Lab::new();
+    let script = r#"
+        if bash -c "exec 3<>/dev/tcp/127.0.0.1/$PORT"; then echo "the build has a network"; exit 1; fi
+        cp -r /inputs/recipe/program src
+        ln -s /inputs/modules src/vendor
+        cd src
+        go build -mod=vendor -trimpath -o hello .
+        ./hello 2> "$KILN_OUT/result"
+    "#;
+    let env = "[env]\nCGO_ENABLED = \"0\"\nGOCACHE = \"/build/cache\"\nGOPROXY = \"off\"\nGOTOOLCHAIN = \"local\"\n";
+    lab.recipe(
+        "modules",
+        script,
+        &format!("{env}PORT = \"1\"\n[inputs.modules]\ngo-modules = \"program\"\n"),
+    );
+    lab.file("modules", "recipe.toml", lab.read("modules", "recipe.toml").replace("build-c", "build-go"));
+    let require = format!("module example.test/hello\n\ngo 1.24\n\nrequire {MODULE} v1.0.0\n");
+    lab.file("modules", "program/go.mod", require);
+    lab.file("modules", "program/go.sum", sums);
+    let main = format!("package main\n\nimport \"{MODULE}\"\n\nfunc main() {{\n\tprintln(greet.Word)\n}}\n");
+    lab.file("modules", "program/main.go", main);
+    lab
+}
+
+/// kiln on a machine whose `go env -w` names the proxy.
+fn kiln(lab: &Lab, proxy: &str, args: &[&str]) -> Run {
+    fs_err::create_dir_all(lab.path(".config/go")).unwrap();
+    fs_err::write(lab.path(".config/go/env"), format!("GOPROXY={proxy}\nGONOSUMDB=*\nGOFLAGS=-modcacherw\n"))
+        .unwrap();
+    Run::of(&lab.command(args).output().unwrap())
+}
+
+#[test]
+fn go_modules_come_from_the_machines_own_proxy_by_digest_and_the_build_has_no_network() {
+    let (mirror, sums) = proxy();
+    let lab = lab(&sums);
+    let kiln = |args: &[&str]| kiln(&lab, &mirror.base, args);
+    let port = mirror.base.split(['/', ':']).nth(4).unwrap().to_owned();
+    let set = |from: &str, to: &str| {
+        let text = lab.read("modules", "recipe.toml");
+        assert!(text.contains(from), "{text}");
+        lab.file("modules", "recipe.toml", text.replace(from, to));
+    };
+    set("PORT = \"1\"", &format!("PORT = \"{port}\""));
+    kiln(&["build", "modules"])
+        .fails(1, &["input `modules`: it has no `sha256`", "kiln recipe hash modules"]);
+    let hashes = kiln(&["hash", "modules", "--json"]).ok().json();
+    let right = hashes["modules"].as_str().unwrap().to_owned();
+    assert_eq!(mirror.asked("greet/@v/v1.0.0.zip").len(), 1);
+
+    let wrong = right.replace(|c: char| c.is_ascii_digit(), "a");
+    set("go-modules = \"program\"", &format!("go-modules = \"program\"\nsha256 = \"{wrong}\""));
+    let run = kiln(&["build", "modules"]);
+    run.fails(
+        1,
+        &[&format!("got    {right}"), &format!("wanted {wrong}"), &format!("set sha256 = \"{right}\"")],
+    );
+
+    set(&wrong, &right);
+    let asked = mirror.asked("").len();
+    let run = kiln(&["build", "modules"]).ok();
+    assert_eq!(mirror.asked("").len(), asked, "what `hash` fetched is not fetched again: {}", run.text());
+    let result = fs_err::read_to_string(std::path::Path::new(run.stdout.trim()).join("result")).unwrap();
+    assert_eq!(result, "hello from a module\n");
+}
+
+#[test]
+fn modules_that_go_sum_does_not_know_or_no_proxy_has_are_errors_of_the_network() {
+    let (mirror, sums) = proxy();
+    let lab = lab(&sums);
+    kiln(&lab, "http://127.0.0.1:9", &["hash", "modules"]).fails(4, &["connection refused", "the whole log"]);
+    lab.file("modules", "program/go.sum", sums.replace("h1:", "h1:AAAA"));
+    kiln(&lab, &mirror.base, &["hash", "modules"])
+        .fails(4, &["fetching Go modules `modules` of recipe modules failed"]);
+    lab.file("modules", "program/go.sum", "");
+    kiln(&lab, &mirror.base, &["hash", "modules"]).fails(4, &["missing go.sum entry"]);
+}
