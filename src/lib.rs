@@ -42,6 +42,7 @@ pub mod bench;
 pub mod built;
 pub mod cli;
 pub mod config;
+pub mod contract;
 pub mod debian;
 pub mod diff;
 pub mod digest;
