@@ -11,6 +11,7 @@ use super::Context;
 use crate::arch::Arch;
 use crate::bench;
 use crate::config::Config;
+use crate::contract::Component;
 use crate::packages::Work;
 use crate::spec::{Archive, Layer, Tools};
 
@@ -82,6 +83,8 @@ enum SchemaFile {
     Tools,
     /// Any other file in images/, and those in profiles/
     Layer,
+    /// images/kernel/*.toml
+    Contract,
     /// The user's own config.toml
     Config,
 }
@@ -135,6 +138,7 @@ fn schema(file: SchemaFile) -> schemars::Schema {
         SchemaFile::Debian => schemars::schema_for!(Archive),
         SchemaFile::Tools => schemars::schema_for!(Tools),
         SchemaFile::Layer => schemars::schema_for!(Layer),
+        SchemaFile::Contract => schemars::schema_for!(Component),
         SchemaFile::Config => schemars::schema_for!(Config),
     }
 }
@@ -149,6 +153,7 @@ mod tests {
             (SchemaFile::Debian, "suite"),
             (SchemaFile::Tools, "set"),
             (SchemaFile::Layer, "packages"),
+            (SchemaFile::Contract, "feature"),
             (SchemaFile::Config, "mirrors"),
         ] {
             let schema = serde_json::to_value(schema(file)).unwrap();

@@ -6,8 +6,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::config::{Config, Value, Version};
-use super::data::{Contracts, DataError, Demand, Want};
+use super::data::{Contracts, DataError, Demand, Feature, Want};
 use crate::arch::Arch;
+
+/// What stands for the symbol in a row that is about the version of Linux.
+pub const LINUX: &str = "linux";
 
 /// A kernel as it is offered to the features of an image.
 #[derive(Debug, Clone, Copy)]
@@ -22,15 +25,26 @@ pub struct Offer<'a> {
     pub modules: Option<&'a ModuleSet>,
 }
 
-/// Modules by name (with `_`).
+/// The modules of an image and of the package they are from, by name (with `_`).
 #[derive(Debug, Clone, Default)]
 pub struct ModuleSet {
-    /// What the image has.
-    pub kept: BTreeSet<String>,
-    /// What the kernel's package has, with the path below the module folder and the `modules.drop` entry that dropped it.
-    pub packaged: BTreeMap<String, (String, Option<String>)>,
-    /// What is compiled into the kernel and would be a module otherwise.
+    /// In the root.
+    pub root: BTreeSet<String>,
+    /// In the initrd.
+    pub initrd: BTreeSet<String>,
+    /// In the package but not in the root, and why.
+    pub dropped: BTreeMap<String, Dropped>,
+    /// Compiled into the kernel.
     pub builtin: BTreeSet<String>,
+}
+
+/// Why a module of the package is not in the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dropped {
+    /// Below the module folder, as the package has it.
+    pub path: String,
+    /// The entry of `kernel.modules.drop` that names it; `None`: `kernel.modules.keep` does not.
+    pub by: Option<String>,
 }
 
 /// What a feature gets of one symbol.
@@ -43,9 +57,9 @@ pub enum Verdict {
     Gone,
     /// The kernel was built otherwise.
     Missing,
-    /// A module that the image does not have.
+    /// A module that the image does not have where it is needed.
     Dropped,
-    /// This version of Linux does not know the symbol yet.
+    /// This version of Linux does not know the symbol, or the feature, yet.
     Unknown,
 }
 
@@ -75,10 +89,10 @@ pub struct Row {
     pub feature: String,
     /// The component's name for people.
     pub component: String,
-    /// Without `CONFIG_`.
+    /// Without `CONFIG_`, or [`LINUX`].
     pub symbol: String,
-    /// `y`, `m`, `y|m` or `n`.
-    pub wanted: Want,
+    /// `y`, `m`, `y or m`, `n`, or `6.8 or later`.
+    pub wanted: String,
     /// As the .config has it; `null` if it does not mention the symbol.
     pub has: Option<String>,
     /// The module behind it.
@@ -102,6 +116,10 @@ pub struct Table {
     pub linux: Version,
     /// Machine.
     pub arch: Arch,
+    /// Whether every feature has what it needs.
+    pub met: bool,
+    /// Every feature that was asked for or that one of those needs, with its number of rows.
+    pub features: BTreeMap<String, usize>,
     /// By feature, then by symbol.
     pub rows: Vec<Row>,
 }
@@ -112,104 +130,178 @@ impl Table {
         self.rows.iter().filter(|row| !row.verdict.is_met())
     }
 
-    /// Number of symbols by feature.
-    pub fn features(&self) -> BTreeMap<String, usize> {
-        let mut count = BTreeMap::new();
-        for row in &self.rows {
-            *count.entry(row.feature.clone()).or_default() += 1;
+    /// For people: columns, and under each row that is not met what the kernel has and what would help.
+    pub fn lines(&self) -> Vec<String> {
+        let head = ["FEATURE", "SYMBOL", "WANTED", "HAS", "MODULE", "VERDICT", "SOURCE"].map(str::to_owned);
+        let cells = |row: &Row| {
+            let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+            let (has, module) = (or_dash(&row.has), or_dash(&row.module));
+            let verdict = row.verdict.to_string();
+            [
+                row.feature.clone(),
+                row.symbol.clone(),
+                row.wanted.clone(),
+                has,
+                module,
+                verdict,
+                row.source.clone(),
+            ]
+        };
+        let table: Vec<[String; 7]> = std::iter::once(head).chain(self.rows.iter().map(cells)).collect();
+        let width = |column: usize| table.iter().map(|c| c[column].len()).max().unwrap_or(0);
+        let widths: [usize; 6] = std::array::from_fn(width);
+        let line = |cells: &[String; 7]| {
+            let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  "));
+            padded.chain([cells[6].clone()]).collect::<String>()
+        };
+        let mut lines = Vec::with_capacity(table.len());
+        for (cells, row) in table.iter().zip(std::iter::once(None).chain(self.rows.iter().map(Some))) {
+            lines.push(line(cells));
+            let Some(row) = row else { continue };
+            lines.extend(row.finding.iter().map(|finding| format!("  {finding}")));
+            lines.extend(row.remedy.iter().map(|remedy| format!("  -> {remedy}")));
         }
-        count
+        lines
     }
 }
 
 /// Holds `features` and all that they need against a kernel. Fails only if there is no such feature.
 pub fn check(contracts: &Contracts, features: &[String], offer: Offer<'_>) -> Result<Table, DataError> {
-    let mut rows = Vec::new();
+    let (mut rows, mut count) = (Vec::new(), BTreeMap::new());
     for name in contracts.closure(features)? {
         let (component, feature) = contracts.get(&name)?;
-        for (symbol, demand) in &feature.symbols {
-            if !demand.arch.is_empty() && !demand.arch.contains(&offer.arch) {
-                continue;
-            }
-            let has = offer.config.get(symbol);
-            let (verdict, finding, remedy) = judge(symbol, demand, has, offer);
+        let before = rows.len();
+        let row = |symbol: &str, wanted: String, why: &str, answer: Answer| Row {
+            feature: name.clone(),
+            component: component.title.clone(),
+            symbol: symbol.to_owned(),
+            wanted,
+            has: None,
+            module: None,
+            verdict: answer.verdict,
+            finding: answer.finding,
+            remedy: answer.remedy,
+            why: why.to_owned(),
+            source: feature.source.clone(),
+        };
+        if let Some(linux) = feature.linux {
             rows.push(Row {
-                feature: name.clone(),
-                component: component.title.clone(),
-                symbol: symbol.clone(),
-                wanted: demand.want,
-                has: has.map(Value::to_string),
-                module: demand.module.clone(),
-                verdict,
-                finding,
-                remedy,
-                why: demand.why.clone(),
-                source: demand.source.clone().unwrap_or_else(|| feature.source.clone()),
+                has: Some(offer.version.to_string()),
+                ..row(LINUX, format!("{linux} or later"), &feature.description, version(linux, offer))
             });
         }
-    }
-    Ok(Table { linux: offer.version, arch: offer.arch, rows })
-}
-
-/// Verdict, finding and remedy.
-type Judgement = (Verdict, Option<String>, Option<String>);
-
-fn judge(symbol: &str, demand: &Demand, has: Option<&Value>, offer: Offer<'_>) -> Judgement {
-    let linux = offer.version;
-    if demand.absent_since.is_some_and(|absent| linux >= absent) && has.is_none() {
-        let absent = demand.absent_since.map(|v| v.to_string()).unwrap_or_default();
-        return (Verdict::Gone, Some(format!("unknown to Linux {linux}: gone since {absent}")), None);
-    }
-    if let (Some(known), None) = (demand.known_since.filter(|known| linux < *known), has) {
-        return (
-            Verdict::Unknown,
-            Some(format!("unknown to Linux {linux}: it came with {known}")),
-            Some(format!("a kernel of Linux {known} or later")),
-        );
-    }
-    let met = match (demand.want, has) {
-        (Want::Yes | Want::Either, Some(Value::Yes)) | (Want::No, None | Some(Value::No)) => {
-            return (Verdict::Ok, None, None);
+        let here = |demand: &Demand| demand.arch.is_empty() || demand.arch.contains(&offer.arch);
+        for (symbol, demand) in feature.symbols.iter().filter(|(_, demand)| here(demand)) {
+            let has = offer.config.get(symbol);
+            let mut row =
+                row(symbol, demand.want.to_string(), &demand.why, judge(symbol, demand, feature, offer));
+            row.has = has.map(Value::to_string);
+            row.module = demand.module.clone();
+            if let Some(source) = &demand.source {
+                row.source.clone_from(source);
+            }
+            rows.push(row);
         }
-        (Want::Module | Want::Either, Some(Value::Module)) => true,
-        _ => false,
-    };
-    if met {
-        module(demand, offer)
-    } else {
-        (Verdict::Missing, Some(found(has)), Some(format!("a kernel with CONFIG_{symbol}={}", demand.want)))
+        count.insert(name.clone(), rows.len() - before);
+    }
+    let met = rows.iter().all(|row| row.verdict.is_met());
+    Ok(Table { linux: offer.version, arch: offer.arch, met, features: count, rows })
+}
+
+/// A verdict, and unless all is well what was found and what would help.
+struct Answer {
+    verdict: Verdict,
+    finding: Option<String>,
+    remedy: Option<String>,
+}
+
+impl Answer {
+    const OK: Answer = Answer { verdict: Verdict::Ok, finding: None, remedy: None };
+
+    fn new(verdict: Verdict, finding: String, remedy: impl Into<Option<String>>) -> Self {
+        Answer { verdict, finding: Some(finding), remedy: remedy.into() }
     }
 }
 
-/// What the .config has, in words.
-fn found(has: Option<&Value>) -> String {
-    match has {
+fn version(needed: Version, offer: Offer<'_>) -> Answer {
+    if offer.version >= needed {
+        return Answer::OK;
+    }
+    let finding = format!("Linux {} cannot do it yet", offer.version);
+    Answer::new(Verdict::Unknown, finding, format!("a kernel of Linux {needed} or later"))
+}
+
+fn judge(symbol: &str, demand: &Demand, feature: &Feature, offer: Offer<'_>) -> Answer {
+    let (linux, has) = (offer.version, offer.config.get(symbol));
+    match (demand.want, has) {
+        (Want::Yes | Want::Either, Some(Value::Yes)) => return builtin(demand, offer),
+        (Want::No, None | Some(Value::No)) => return Answer::OK,
+        (Want::Module | Want::Either, Some(Value::Module)) => return module(demand, feature, offer),
+        _ => {}
+    }
+    // Only where the .config is silent can the version be the reason.
+    if has.is_none() {
+        if let Some(absent) = demand.absent_since.filter(|absent| linux >= *absent) {
+            return Answer::new(
+                Verdict::Gone,
+                format!("unknown to Linux {linux}: gone since {absent}"),
+                None,
+            );
+        }
+        if let Some(known) = demand.known_since.filter(|known| linux < *known) {
+            let finding = format!("unknown to Linux {linux}: it came with {known}");
+            return Answer::new(Verdict::Unknown, finding, format!("a kernel of Linux {known} or later"));
+        }
+    }
+    let finding = match has {
         Some(Value::No) => "it is not set".to_owned(),
         Some(value) => format!("it is {value}"),
-        None => "it is not offered, since an option that it depends on is off".to_owned(),
+        None => "it is hidden: an option that it depends on is off".to_owned(),
+    };
+    let wanted = match demand.want {
+        Want::No => format!("a kernel without CONFIG_{symbol}"),
+        Want::Either => format!("a kernel with CONFIG_{symbol}=y or =m"),
+        want => format!("a kernel with CONFIG_{symbol}={want}"),
+    };
+    Answer::new(Verdict::Missing, finding, wanted)
+}
+
+/// A symbol that is `y` has its code in the kernel; where it would be a module otherwise, the kernel's own list must say so.
+fn builtin(demand: &Demand, offer: Offer<'_>) -> Answer {
+    match (offer.modules, &demand.module) {
+        (Some(modules), Some(name)) if !modules.builtin.contains(name) => Answer::new(
+            Verdict::Dropped,
+            format!("it is y, but modules.builtin of the kernel does not list {name}"),
+            "a kernel package that is whole".to_owned(),
+        ),
+        _ => Answer::OK,
     }
 }
 
-fn module(demand: &Demand, offer: Offer<'_>) -> Judgement {
-    let (Some(modules), Some(name)) = (offer.modules, &demand.module) else {
-        return (Verdict::Ok, None, None);
-    };
-    if modules.kept.contains(name) {
-        return (Verdict::Ok, None, None);
+fn module(demand: &Demand, feature: &Feature, offer: Offer<'_>) -> Answer {
+    let (Some(modules), Some(name)) = (offer.modules, &demand.module) else { return Answer::OK };
+    // A symbol may be m only for Kconfig while its code is in the kernel, as CRYPTO_AEAD is.
+    if modules.builtin.contains(name) || (modules.root.contains(name) && !feature.early) {
+        return Answer::OK;
     }
-    let (finding, remedy) = match modules.packaged.get(name) {
-        Some((path, Some(drop))) => (
-            format!("its module {path} is not in the image: `kernel.modules.drop` has {drop}"),
-            format!("take {drop} out of `kernel.modules.drop`"),
+    let (finding, remedy) = match modules.dropped.get(name) {
+        _ if modules.root.contains(name) && modules.initrd.contains(name) => return Answer::OK,
+        _ if modules.root.contains(name) => (
+            format!("its module {name} is not in the initrd, where it is needed to open the root"),
+            format!("add \"{name}\" to `kernel.initrd.modules`"),
         ),
-        Some((path, None)) => (
+        Some(Dropped { path, by: Some(drop) }) => (
+            format!("its module {path} is not in the image: `kernel.modules.drop` has \"{drop}\""),
+            format!("take \"{drop}\" out of `kernel.modules.drop`"),
+        ),
+        Some(Dropped { path, by: None }) => (
             format!("its module {path} is not in the image: `kernel.modules.keep` does not name it"),
-            format!("add {name} to `kernel.modules.keep`"),
+            format!("add \"{name}\" to `kernel.modules.keep`"),
         ),
         None => (
             format!("the kernel's package has no module {name}"),
             format!("a kernel package with the module {name}"),
         ),
     };
-    (Verdict::Dropped, Some(finding), Some(remedy))
+    Answer::new(Verdict::Dropped, finding, remedy)
 }

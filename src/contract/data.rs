@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{Version, is_symbol};
 use crate::arch::Arch;
+use crate::digest::Digest;
 
 /// images/kernel/NAME.toml: what a component needs of the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +33,12 @@ pub struct Feature {
     /// Other features (`COMPONENT.FEATURE`) that this one cannot do without.
     #[serde(default)]
     pub needs: Vec<String>,
+    /// The first version of Linux that can do it, where no symbol tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linux: Option<Version>,
+    /// Needed before the root is open: its modules must be in the initrd as well as in the root.
+    #[serde(default)]
+    pub early: bool,
     /// Symbols without `CONFIG_`.
     #[serde(default)]
     pub symbols: BTreeMap<String, Demand>,
@@ -143,10 +150,7 @@ impl Contracts {
 
     /// The names of all features, sorted.
     pub fn names(&self) -> Vec<String> {
-        let names = |(component, c): (&String, &Component)| -> Vec<String> {
-            c.feature.keys().map(|feature| format!("{component}.{feature}")).collect()
-        };
-        self.components.iter().flat_map(names).collect()
+        self.all().map(|(name, _)| name).collect()
     }
 
     /// The component and the feature that `COMPONENT.FEATURE` names.
@@ -156,6 +160,21 @@ impl Contracts {
             Some((component, component.feature.get(feature)?))
         });
         found.ok_or_else(|| DataError::Unknown { name: name.to_owned(), known: self.names() })
+    }
+
+    /// Every feature with its name, sorted by name.
+    pub fn all(&self) -> impl Iterator<Item = (String, &Feature)> {
+        self.components.iter().flat_map(|(component, c)| {
+            c.feature.iter().map(move |(name, feature)| (format!("{component}.{name}"), feature))
+        })
+    }
+
+    /// Stands for all that `features` and what they need say: another demand, another digest.
+    pub fn digest(&self, features: &[String]) -> Result<Digest, DataError> {
+        let closure = self.closure(features)?;
+        let demands: Vec<(&String, &Feature)> =
+            closure.iter().map(|name| Ok((name, self.get(name)?.1))).collect::<Result<_, DataError>>()?;
+        Ok(Digest::of(&serde_json::to_vec(&demands).expect("contract types always serialise")))
     }
 
     /// `features` and all that they need, each once.

@@ -9,7 +9,7 @@
 //! one row per feature and symbol       ok, missing, dropped, unknown, gone                             [check]
 //! ```
 //!
-//! Everything here is pure: texts and lists come in, tables and texts go out. A symbol that stands in a .config neither as set nor as
+//! All but [`stage`] and [`named`] is pure: texts and lists come in, tables and texts go out. A symbol that stands in a .config neither as set nor as
 //! `is not set` is hidden by an option it depends on, or the kernel's version does not know it; a .config cannot tell which. So the
 //! contracts carry the versions: `known-since` and `absent-since` of a symbol, each checked against the kernel's own Kconfig files
 //! when it was written down.
@@ -17,7 +17,10 @@
 pub mod check;
 pub mod config;
 pub mod data;
+pub mod diff;
+pub mod named;
+pub mod stage;
 
-pub use check::{ModuleSet, Offer, Row, Table, Verdict, check};
+pub use check::{Dropped, ModuleSet, Offer, Row, Table, Verdict, check};
 pub use config::{Config, Value, Version};
 pub use data::{Component, Contracts, Demand, Feature, Want};
