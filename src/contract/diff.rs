@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::check::{LINUX, Offer, check};
+use super::check::{LINUX, Offer, Row, check};
 use super::config::{Config, Value};
 use super::data::{Contracts, DataError};
 
@@ -26,7 +26,7 @@ pub struct FeatureChange {
     pub description: String,
     /// Whether the first kernel has it; the second then lacks it.
     pub first: bool,
-    /// What the other one lacks: symbols of the feature and of what it needs.
+    /// What the other one lacks: symbols of the feature and of what it needs, `X=n` for one that should be off.
     pub lacks: Vec<String>,
 }
 
@@ -47,7 +47,10 @@ pub fn diff(contracts: &Contracts, first: Offer<'_>, second: Offer<'_>) -> Resul
     for (name, feature) in contracts.all() {
         let lacks = |offer| -> Result<Vec<String>, DataError> {
             let table = check(contracts, std::slice::from_ref(&name), offer)?;
-            let mut lacks: Vec<String> = table.unmet().map(|row| row.symbol.clone()).collect();
+            // What should be off is not lacking but in the way.
+            let name =
+                |row: &Row| if row.wanted == "n" { format!("{}=n", row.symbol) } else { row.symbol.clone() };
+            let mut lacks: Vec<String> = table.unmet().map(name).collect();
             lacks.sort();
             lacks.dedup();
             Ok(lacks)

@@ -24,3 +24,6 @@ pub mod stage;
 pub use check::{Dropped, ModuleSet, Offer, Row, Table, Verdict, check};
 pub use config::{Config, Value, Version};
 pub use data::{Component, Contracts, Demand, Feature, Want};
+
+#[cfg(test)]
+mod tests;

@@ -129,16 +129,15 @@ pub fn demand(profile: &Profile, arch: Arch, kernel: &Kernel, table: &Table) -> 
         table.unmet().count()
     );
     for row in table.unmet() {
-        let what = if row.symbol == LINUX { "Linux".to_owned() } else { format!("CONFIG_{}", row.symbol) };
+        let what = match row.symbol.as_str() {
+            LINUX => format!("Linux {}", row.wanted),
+            symbol => format!("CONFIG_{symbol}={}", row.wanted),
+        };
+        let found = row.finding.as_deref().unwrap_or_default();
         text.push_str(&format!(
-            "\n  {what}: {}: {} needs {} for {}: {}",
-            row.verdict,
-            row.component,
-            row.wanted,
-            row.feature,
-            row.finding.as_deref().unwrap_or_default()
+            "\n  {} ({}) needs {what}: {found}\n    for: {} [{}]",
+            row.feature, row.component, row.why, row.source
         ));
-        text.push_str(&format!("\n    why: {} ({})", row.why, row.source));
         if let Some(remedy) = &row.remedy {
             text.push_str(&format!("\n    -> {remedy}"));
         }

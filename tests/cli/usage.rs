@@ -7,8 +7,8 @@ use crate::common::archive::Archive;
 use crate::common::mirror::Mirror;
 use crate::common::run::{Env, Run};
 
-const VERBS: [&str; 11] =
-    ["build", "run", "update", "outdated", "store", "diff", "why", "sbom", "doctor", "init", "dev"];
+const VERBS: [&str; 12] =
+    ["build", "run", "update", "outdated", "store", "diff", "why", "kernel", "sbom", "doctor", "init", "dev"];
 
 #[test]
 fn help_of_the_program_lists_every_verb() {
