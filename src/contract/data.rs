@@ -42,6 +42,19 @@ pub struct Feature {
     /// Symbols without `CONFIG_`.
     #[serde(default)]
     pub symbols: BTreeMap<String, Demand>,
+    /// What can be seen of it on a running node.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub probe: Vec<Probe>,
+}
+
+/// Something that a running node can be seen to do; see [`super::probe`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Probe {
+    /// What is seen, one line: `a VXLAN device`.
+    pub what: String,
+    /// Shell commands that succeed if it is so.
+    pub run: String,
 }
 
 /// What a feature needs of one symbol.

@@ -1,12 +1,13 @@
 //! The kernel contract: what the features of a node need of a kernel, and whether a kernel holds it.
 //!
 //! ```text
-//! images/kernel/*.toml     component -> feature -> symbol -> y, m, y|m or n, with source and reason    [data]
+//! images/kernel/*.toml                 feature -> symbol -> y, m, y|m or n, with source and reason     [data]
 //! `kernel.features` of a profile       chooses features: `cilium.wireguard`
 //! /boot/config-RELEASE of the package  what the kernel was built with                                  [config]
 //! the modules that the filter keeps    what the image can load
 //!       |
 //! one row per feature and symbol       ok, missing, dropped, unknown, gone                             [check]
+//! a script for a node                  the same, seen on the running kernel                            [probe]
 //! ```
 //!
 //! All but [`stage`] and [`named`] is pure: texts and lists come in, tables and texts go out. A symbol that stands in a .config neither as set nor as
@@ -19,11 +20,13 @@ pub mod config;
 pub mod data;
 pub mod diff;
 pub mod named;
+pub mod probe;
 pub mod stage;
 
 pub use check::{Dropped, ModuleSet, Offer, Row, Table, Verdict, check};
 pub use config::{Config, Value, Version};
-pub use data::{Component, Contracts, Demand, Feature, Want};
+pub use data::{Component, Contracts, Demand, Feature, Probe, Want};
+pub use probe::{Finding, probe_script};
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use super::check::{Dropped, ModuleSet, Offer, Table, Verdict, check};
 use super::config::{Config, ConfigError, Value, Version};
 use super::data::{Component, Contracts, DataError};
 use super::diff::diff;
+use super::probe::{Finding, probe_script};
 use crate::arch::Arch;
 
 const CONFIG: &str = "#
@@ -54,6 +55,13 @@ linux = "6.8"
 [feature.netkit.symbols]
 NETKIT = { want = "y", why = "the devices", known-since = "6.7" }
 OLD_MODE = { want = "y", why = "needed once", absent-since = "5.2", source = "an old page" }
+
+[[feature.netkit.probe]]
+what = "a pair that isn't veth"
+run = '''
+device netkit
+ip link show 'kiln-probe'
+'''
 
 [feature.quiet]
 description = "no debugging"
@@ -295,6 +303,37 @@ fn kernels_differ_by_features_first_and_then_by_symbols() {
     assert_eq!(serde_json::from_str::<super::diff::KernelDiff>(&text).unwrap(), difference);
     let same = diff(&both(), offer(&a, "6.12"), offer(&a, "6.12")).unwrap();
     assert!(same.same && same.lines(["a", "b"], 9).join("").contains("the same"));
+}
+
+#[test]
+fn the_script_for_a_node_asks_for_each_symbol_once_and_quotes_what_people_write() {
+    let features = ["net.netkit".to_owned(), "net.tunnel".to_owned(), "net.quiet".to_owned()];
+    let script = probe_script(&both(), &features, Arch::Amd64).unwrap();
+    let generated = script.split_once("\nread_config ").unwrap().1;
+    insta::assert_snapshot!(generated, @r#"
+    DEBUG DISK NET NETKIT VXLAN
+    want base.all DISK 'y m' 'disk'
+    want base.all NET 'y' ''
+    linux net.netkit 6 8
+    want net.netkit NETKIT 'y' ''
+    want net.quiet DEBUG 'n' ''
+    want net.tunnel VXLAN 'y m' 'vxlan'
+    begin
+    why=$(exec 2>&1 </dev/null; cd "$folder"; set -e
+    device netkit
+    ip link show 'kiln-probe'
+    )
+    end $? net.netkit 'a pair that isn'\''t veth' 'device netkit
+    ip link show '\''kiln-probe'\'''
+    exit $failed
+    "#);
+    assert!(probe_script(&both(), &["net.nothing".to_owned()], Arch::Amd64).is_err());
+    let finding = |ok, text: &str| Finding { ok, feature: "net.quiet".to_owned(), text: text.to_owned() };
+    assert_eq!(Finding::parse("ok net.quiet CONFIG_DEBUG=n"), Some(finding(true, "CONFIG_DEBUG=n")));
+    assert_eq!(Finding::parse("no net.quiet a, b: c"), Some(finding(false, "a, b: c")));
+    for other in ["", "ok", "ok net.quiet", "modprobe: FATAL: x", "okay net.quiet x"] {
+        assert_eq!(Finding::parse(other), None, "{other}");
+    }
 }
 
 /// A value that a .config can hold.

@@ -10,6 +10,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod contract;
 mod node;
 
 use std::time::Duration;
