@@ -190,7 +190,11 @@ pub fn check(contracts: &Contracts, features: &[String], offer: Offer<'_>) -> Re
                 ..row(LINUX, format!("{linux} or later"), &feature.description, version(linux, offer))
             });
         }
-        let here = |demand: &Demand| demand.arch.is_empty() || demand.arch.contains(&offer.arch);
+        let on = |symbol: &String| matches!(offer.config.get(symbol), Some(Value::Yes | Value::Module));
+        let here = |demand: &Demand| {
+            (demand.arch.is_empty() || demand.arch.contains(&offer.arch))
+                && demand.only_with.as_ref().is_none_or(on)
+        };
         for (symbol, demand) in feature.symbols.iter().filter(|(_, demand)| here(demand)) {
             let has = offer.config.get(symbol);
             let mut row =

@@ -77,6 +77,9 @@ pub struct Demand {
     /// The first version of Linux that does not know the symbol any more: nothing is asked of it and of later ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub absent_since: Option<Version>,
+    /// Asked only of kernels that have this symbol on: what is there to sign in a kernel without modules?
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub only_with: Option<String>,
     /// Machines that need it; all if not given.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub arch: Vec<Arch>,
@@ -215,6 +218,13 @@ impl Demand {
             }
             (Want::Yes | Want::No, Some(_)) => {
                 Err("it may not be a module: `module` has no meaning".to_owned())
+            }
+            _ if self
+                .only_with
+                .as_ref()
+                .is_some_and(|with| with.starts_with("CONFIG_") || !is_symbol(with)) =>
+            {
+                Err("write `only-with` without `CONFIG_`".to_owned())
             }
             _ if self.known_since.zip(self.absent_since).is_some_and(|(known, absent)| known >= absent) => {
                 Err("`known-since` must be before `absent-since`".to_owned())

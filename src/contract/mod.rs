@@ -19,6 +19,8 @@ pub mod check;
 pub mod config;
 pub mod data;
 pub mod diff;
+pub mod fragment;
+pub mod kconfig;
 pub mod named;
 pub mod probe;
 pub mod stage;

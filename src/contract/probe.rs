@@ -59,6 +59,10 @@ pub fn probe_script(contracts: &Contracts, features: &[String], arch: Arch) -> R
                 Want::No => "n",
             };
             let module = demand.module.as_deref().unwrap_or_default();
+            if let Some(with) = &demand.only_with {
+                wants.push_str(&format!("[ \"${{value_{with}:-n}}\" = n ] || "));
+                symbols.push(with.as_str());
+            }
             wants.push_str(&format!("want {name} {symbol} '{values}' '{module}'\n"));
             symbols.push(symbol.as_str());
         }

@@ -69,6 +69,7 @@ source = "https://net.example/needs"
 [feature.quiet.symbols]
 DEBUG = { want = "n", why = "slow" }
 ARM_ONLY = { want = "y", why = "only there", arch = ["arm64"] }
+SIGNED = { want = "y", why = "no strangers", only-with = "MODULES" }
 "#;
 
 const BASE: &str = r#"
@@ -173,8 +174,14 @@ fn off_is_off_whether_said_or_not_and_other_machines_are_not_asked() {
     for (text, met) in [("", true), ("# CONFIG_DEBUG is not set\n", true), ("CONFIG_DEBUG=y\n", false)] {
         let table = judged(&["net.quiet"], text, "6.12", None);
         assert_eq!(table.met, met, "{text}");
-        assert_eq!(table.rows.len(), 1, "ARM_ONLY is not asked of amd64");
+        assert_eq!(
+            table.rows.len(),
+            1,
+            "ARM_ONLY is not asked of amd64, SIGNED of no kernel without modules"
+        );
     }
+    assert!(!judged(&["net.quiet"], "CONFIG_MODULES=y\n", "6.12", None).met);
+    assert!(judged(&["net.quiet"], "CONFIG_MODULES=y\nCONFIG_SIGNED=y\n", "6.12", None).met);
 }
 
 #[test]
@@ -311,12 +318,13 @@ fn the_script_for_a_node_asks_for_each_symbol_once_and_quotes_what_people_write(
     let script = probe_script(&both(), &features, Arch::Amd64).unwrap();
     let generated = script.split_once("\nread_config ").unwrap().1;
     insta::assert_snapshot!(generated, @r#"
-    DEBUG DISK NET NETKIT VXLAN
+    DEBUG DISK MODULES NET NETKIT SIGNED VXLAN
     want base.all DISK 'y m' 'disk'
     want base.all NET 'y' ''
     linux net.netkit 6 8
     want net.netkit NETKIT 'y' ''
     want net.quiet DEBUG 'n' ''
+    [ "${value_MODULES:-n}" = n ] || want net.quiet SIGNED 'y' ''
     want net.tunnel VXLAN 'y m' 'vxlan'
     begin
     why=$(exec 2>&1 </dev/null; cd "$folder"; set -e

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use kiln::arch::Arch;
+use kiln::contract::fragment::Asked;
 use kiln::contract::{Config, Contracts, Offer, Want, check, stage};
 use kiln::lock::{Lock, SetKind};
 use kiln::packages::Work;
@@ -104,6 +105,30 @@ fn every_symbol_that_linux_6_12_should_know_is_known_to_one_of_its_configs() {
             assert!(!(here && gone), "{feature}: {symbol} is said to be gone and is there");
         }
     }
+}
+
+#[test]
+fn the_fragments_of_kernels_from_source_ask_only_for_symbols_that_linux_6_12_knows() {
+    let (_, configs) = configs();
+    let known: BTreeSet<&str> =
+        configs.values().flat_map(|(_, config)| config.iter()).map(|(symbol, _)| symbol).collect();
+    // Linux has it (drivers/md/Kconfig), but only where device-mapper is built in, and Debian builds it as a module.
+    let hidden = ["DM_INIT"];
+    let mut read = 0;
+    for entry in fs_err::read_dir(images::project().join("images/kernel/fragments")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !name.ends_with(".config") {
+            continue;
+        }
+        let mut asked = Asked::default();
+        asked.add(&name, &fs_err::read_to_string(&path).unwrap()).unwrap();
+        for (symbol, _, place) in asked.iter() {
+            assert!(known.contains(symbol) || hidden.contains(&symbol), "{place}: {symbol}");
+            read += 1;
+        }
+    }
+    assert!(read > 450, "{read}");
 }
 
 /// Runs the verb on a copy of the project whose server has `kernel` as the end of its profile.
