@@ -192,14 +192,16 @@ impl FromStr for Version {
 
     /// Reads `6.12`, and the beginning of `6.12.117+deb13-cloud-amd64` or `6.12-rc1`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut parts = text.split(|c: char| !c.is_ascii_digit());
-        let mut number = || parts.next()?.parse().ok();
-        match (number(), number()) {
-            (Some(major), Some(minor)) if text[..text.len().min(6)].contains('.') => {
-                Ok(Version { major, minor })
-            }
-            _ => Err(format!("`{text}` is no version of Linux: write \"6.12\"")),
-        }
+        let number = |digits: &str| -> Option<u16> {
+            let all = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+            digits.parse().ok().filter(|_| all)
+        };
+        let read = || {
+            let (major, rest) = text.split_once('.')?;
+            let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+            Some(Version { major: number(major)?, minor: number(&rest[..end])? })
+        };
+        read().ok_or_else(|| format!("`{text}` is no version of Linux: write \"6.12\""))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{Failure, Kind};
 use crate::kernel::Kernel;
 use crate::lock::SetKind;
 use crate::packages::Work;
-use crate::rootfs::depmod::{self, closure, name_of};
+use crate::rootfs::depmod::{closure, name_of};
 use crate::rootfs::merge::globs;
 use crate::spec::{Flavour, Profile};
 use crate::unpack::Unpacked;
@@ -58,6 +58,8 @@ pub(super) fn modules(profile: &Profile, package: &Unpacked, kernel: &Kernel) ->
         builtin: kernel.modules.builtin.keys().cloned().collect(),
         ..ModuleSet::default()
     };
+    let one = |drop: &String| Ok::<_, anyhow::Error>((drop.clone(), globs(std::slice::from_ref(drop))?));
+    let drops = layer.modules.drop.iter().map(one).collect::<Result<Vec<_>>>()?;
     let base = format!("usr/lib/modules/{}", kernel.release);
     for (path, _) in package.tree.below(&base) {
         let Some(path) = path.strip_prefix(&base).and_then(|rest| rest.strip_prefix('/')) else { continue };
@@ -66,13 +68,8 @@ pub(super) fn modules(profile: &Profile, package: &Unpacked, kernel: &Kernel) ->
             continue;
         }
         let plain = path.strip_suffix(".xz").unwrap_or(path);
-        let mut by = None;
-        for drop in &layer.modules.drop {
-            if depmod::name_of(drop) == name || globs(std::slice::from_ref(drop))?.is_match(plain) {
-                by = Some(drop.clone());
-                break;
-            }
-        }
+        let by = drops.iter().find(|(drop, glob)| name_of(drop) == name || glob.is_match(plain));
+        let by = by.map(|(drop, _)| drop.clone());
         set.dropped.insert(name, Dropped { path: plain.to_owned(), by });
     }
     Ok(set)

@@ -137,7 +137,7 @@ fn versions_are_read_from_releases_and_compared_as_numbers() {
     let version = |text: &str| text.parse::<Version>();
     assert!(version("6.12.117+deb13-cloud-amd64").unwrap() > version("6.7").unwrap());
     assert_eq!(version("6.12-rc1").unwrap(), version("6.12").unwrap());
-    for wrong in ["6", "", "six.one", "6-12", ".", "6.", "99999999.1", "ä.ö"] {
+    for wrong in ["6", "", "six.one", "6-12", ".", "6.", "+6.1", "99999999.1", "ä.ö", "12345ä6"] {
         assert!(version(wrong).is_err(), "{wrong}");
     }
 }
@@ -263,6 +263,9 @@ fn contracts_that_say_something_impossible_are_refused() {
         ),
         ("want = \"n\", ", "want = \"n\", module = \"x\", ", "quiet: DEBUG: it may not be a module"),
         ("known-since = \"6.7\"", "known-since = \"6.7\", absent-since = \"6.7\"", "must be before"),
+        ("module = \"vxlan\"", "module = \"vx-lan\"", "tunnel: VXLAN: a module's name has letters, digits and `_`"),
+        ("only-with = \"MODULES\"", "only-with = \"CONFIG_MODULES\"", "quiet: SIGNED: write `only-with` without"),
+        ("feature.quiet", "feature.\"qui et\"", "qui et: a name has small letters, digits and `-`"),
         ("\"base.all\"", "\"base.al\"", "tunnel: there is no kernel feature `base.al`"),
     ] {
         let text = NET.replace(from, to);
@@ -369,5 +372,6 @@ proptest! {
     #[test]
     fn no_text_makes_the_reader_panic(text in "(CONFIG_|# |is not set|[=\"\\\\xym0-9\\n]|\\PC){0,60}") {
         Config::parse(&text).ok();
+        text.parse::<Version>().ok();
     }
 }
