@@ -154,7 +154,9 @@ impl Contracts {
                     why,
                 };
                 // Names go into scripts and are typed by people.
-                let plain = |name: &str| name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+                let plain = |name: &str| {
+                    name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+                };
                 if !plain(component) || !plain(name) {
                     return Err(wrong("", "a name has small letters, digits and `-`".to_owned()));
                 }
@@ -218,7 +220,9 @@ impl Demand {
             return Err("write the symbol's name without `CONFIG_`".to_owned());
         }
         match (self.want, &self.module) {
-            (_, Some(name)) if !is_symbol(name) => Err("a module's name has letters, digits and `_`".to_owned()),
+            (_, Some(name)) if !is_symbol(name) => {
+                Err("a module's name has letters, digits and `_`".to_owned())
+            }
             (Want::Module | Want::Either, None) => {
                 Err("it may be a module: name it with `module = \"…\"`".to_owned())
             }

@@ -24,22 +24,23 @@ pub enum FragmentError {
         why: String,
     },
     /// Two lines want different things.
-    #[error("CONFIG_{symbol} is asked to be {first} in {first_place} and {second} in {second_place}")]
-    Contradiction {
-        /// The symbol.
-        symbol: String,
-        /// What the first line asks.
-        first: String,
-        /// Where that stands.
-        first_place: Place,
-        /// What the second line asks.
-        second: String,
-        /// Where that stands.
-        second_place: Place,
-    },
+    #[error(transparent)]
+    Contradiction(Box<Contradiction>),
     /// Symbols that the kernel's sources do not have.
     #[error("the kernel has no {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join(", no "))]
     Unknown(Vec<Typo>),
+}
+
+/// Two lines that want different things of one symbol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("CONFIG_{symbol} is asked to be {} in {} and {} in {}", .first.0, .first.1, .second.0, .second.1)]
+pub struct Contradiction {
+    /// The symbol.
+    pub symbol: String,
+    /// What one line asks, and where it stands.
+    pub first: (Value, Place),
+    /// What the other asks.
+    pub second: (Value, Place),
 }
 
 /// A line of a fragment.
@@ -99,14 +100,11 @@ impl Asked {
                     self.symbols.insert(symbol.to_owned(), (value, place));
                 }
                 Some((before, _)) if *before == value => {}
-                Some((before, before_place)) => {
-                    return Err(FragmentError::Contradiction {
-                        symbol: symbol.to_owned(),
-                        first: before.to_string(),
-                        first_place: before_place.clone(),
-                        second: value.to_string(),
-                        second_place: place,
-                    });
+                Some(first) => {
+                    let symbol = symbol.to_owned();
+                    let (first, second) = (first.clone(), (value, place));
+                    let contradiction = Contradiction { symbol, first, second };
+                    return Err(FragmentError::Contradiction(Box::new(contradiction)));
                 }
             }
         }

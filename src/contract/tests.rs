@@ -263,8 +263,16 @@ fn contracts_that_say_something_impossible_are_refused() {
         ),
         ("want = \"n\", ", "want = \"n\", module = \"x\", ", "quiet: DEBUG: it may not be a module"),
         ("known-since = \"6.7\"", "known-since = \"6.7\", absent-since = \"6.7\"", "must be before"),
-        ("module = \"vxlan\"", "module = \"vx-lan\"", "tunnel: VXLAN: a module's name has letters, digits and `_`"),
-        ("only-with = \"MODULES\"", "only-with = \"CONFIG_MODULES\"", "quiet: SIGNED: write `only-with` without"),
+        (
+            "module = \"vxlan\"",
+            "module = \"vx-lan\"",
+            "tunnel: VXLAN: a module's name has letters, digits and `_`",
+        ),
+        (
+            "only-with = \"MODULES\"",
+            "only-with = \"CONFIG_MODULES\"",
+            "quiet: SIGNED: write `only-with` without",
+        ),
         ("feature.quiet", "feature.\"qui et\"", "qui et: a name has small letters, digits and `-`"),
         ("\"base.all\"", "\"base.al\"", "tunnel: there is no kernel feature `base.al`"),
     ] {

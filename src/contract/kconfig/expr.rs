@@ -222,8 +222,8 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
         } else if first == '"' || first == '\'' {
             let (text, after) = super::parse::quoted(rest)?;
             (Token::Text(text), after)
-        } else if rest.starts_with("$(") {
-            let end = closing(&rest[2..])? + 3;
+        } else if let Some(inner) = rest.strip_prefix("$(") {
+            let end = closing(inner)? + 3;
             (Token::Macro(rest[..end].to_owned()), &rest[end..])
         } else if first == '#' {
             break;
