@@ -1,7 +1,7 @@
 //! Fragments of a .config: what a kernel is asked to be, in parts that say why, merged into one.
 //!
 //! A fragment has the lines of a .config (see [`super::config`]) with comments for people between them. Fragments are merged in order over
-//! a base, whose values they replace; of each other they may repeat, but not contradict. Then Kconfig runs, and [`lost`] says what of that
+//! a base, whose values they replace; of each other they may repeat, but not contradict. Then Kconfig runs, and [`Asked::lost`] says what of that
 //! it did not do, and why.
 
 use std::collections::BTreeMap;
