@@ -11,7 +11,7 @@ use crate::manifest::{self, FileInfo, Manifest};
 use crate::spec::nearest;
 
 /// Endings of the files that a manifest describes.
-const IMAGES: [&str; 3] = [".raw", ".raw.zst", ".qcow2"];
+pub(crate) const IMAGES: [&str; 3] = [".raw", ".raw.zst", ".qcow2"];
 
 /// A built image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,6 +181,7 @@ pub(crate) mod tests {
                 cmdline: vec!["quiet".to_owned()],
                 kernel: "6.12.1".to_owned(),
                 modules: 10,
+                features: [("cilium.base".to_owned(), 15)].into(),
                 sizes: Sizes { root: 100, root_metadata: 10, files: 300, uki: 50, initrd: 20 },
                 packages: packages.map(|(name, p)| (name.to_owned(), p)).into(),
                 boot: [("busybox-static".to_owned(), package("1.37-6", "", ""))].into(),

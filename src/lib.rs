@@ -13,7 +13,7 @@
 //!       |                                     no network from here on
 //! one tree per package            trees       [debian], [tree], [unpack], [packages]
 //!       |
-//! one root tree                   composed    [kernel], [rootfs]
+//! one root tree                   composed    [kernel], [contract], [rootfs]
 //!       |
 //! erofs, verity, UKI, ESP, GPT    bytes       [squeeze], [image], [pipeline], [manifest]
 //!       |
@@ -45,6 +45,7 @@ pub mod bench;
 pub mod built;
 pub mod cli;
 pub mod config;
+pub mod contract;
 pub mod debian;
 pub mod diff;
 pub mod digest;

@@ -10,6 +10,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::arch::Arch;
+use crate::contract::Table;
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
 use crate::image::disk;
@@ -57,6 +58,9 @@ pub struct Manifest {
     pub kernel: String,
     /// Kernel modules in the root.
     pub modules: usize,
+    /// Features that the kernel was found to have all of, with the number of demands that were held against it.
+    #[serde(default)]
+    pub features: BTreeMap<String, usize>,
     /// Bytes of the parts.
     pub sizes: Sizes,
     /// Packages of the root by name.
@@ -242,6 +246,8 @@ pub struct Parts<'a> {
     pub carried: [&'a [Unpacked]; 2],
     /// Its kernel.
     pub kernel: &'a Kernel,
+    /// What its features get of the kernel.
+    pub contract: &'a Table,
     /// The root itself.
     pub root: &'a RootImage,
     /// UKI and ESP.
@@ -254,7 +260,7 @@ pub struct Parts<'a> {
 
 /// The manifest of a disk that was just written.
 pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Result<Manifest> {
-    let Parts { packages, carried, kernel, root, boot, initrd, disk: written } = *parts;
+    let Parts { packages, carried, kernel, contract, root, boot, initrd, disk: written } = *parts;
     let lock = work.locked.lock();
     let packages = describe_set(work, SetKind::Profile, &target.profile.name, target.arch, packages)?;
     let [from_boot, from_initrd] = carried;
@@ -301,6 +307,7 @@ pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Resu
         cmdline: target.profile.layer.kernel.cmdline.clone(),
         kernel: kernel.release.clone(),
         modules: kernel.modules.by_name.len(),
+        features: contract.features.clone(),
         sizes: Sizes {
             root: root.info.bytes,
             root_metadata: root.info.metadata,

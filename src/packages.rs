@@ -41,6 +41,12 @@ impl Work<'_> {
         self.unpack(&packages)
     }
 
+    /// Fetches one package if it is missing, and unpacks it.
+    pub fn package(&self, package: &LockedPackage) -> Result<Unpacked> {
+        self.fetch(&[package])?;
+        self.one(package)
+    }
+
     fn fetch(&self, packages: &[&LockedPackage]) -> Result<()> {
         let missing: Vec<&&LockedPackage> =
             packages.iter().filter(|p| self.store.object(p.sha256, p.size).is_none()).collect();

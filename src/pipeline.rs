@@ -11,6 +11,7 @@ use fs_err as fs;
 use uuid::Uuid;
 
 use crate::arch::Arch;
+use crate::contract::{self, stage};
 use crate::digest::{Digest, Hasher};
 use crate::image::erofs::{self, Compression};
 use crate::image::verity::{self, RootHash};
@@ -73,6 +74,7 @@ pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
     let boot_packages = work.set(SetKind::Tool, "boot", arch)?;
     let initrd_packages = work.set(SetKind::Tool, "initrd", arch)?;
     let kernel = kernel(work, target, &packages)?;
+    let contract = contract(work, target, &packages, &kernel)?;
     let root = root(work, target, &packages, &kernel)?;
     let initrd = initrd_of(work, target, &initrd_packages, &kernel)?;
     let boot = boot(work, target, &boot_packages, &kernel, &root, &initrd)?;
@@ -81,6 +83,7 @@ pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
         packages: &packages,
         carried: [&boot_packages, &initrd_packages],
         kernel: &kernel,
+        contract: &contract,
         root: &root,
         boot: &boot,
         initrd: &initrd,
@@ -115,6 +118,7 @@ fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<StepKey> {
         .input("boot programs", set(SetKind::Tool, "boot")?)
         .input("initrd programs", set(SetKind::Tool, "initrd")?)
         .input("profile", profile_digest(target.profile))
+        .input("kernel contract", work.project.contracts.digest(&target.profile.layer.kernel.features)?)
         .input("image version", work.locked.lock().version())
         .input("initrd script", Digest::of(initrd::SCRIPT.as_bytes()))
         .input("code", format!("{VERSION} {} {} {}", rootfs::VERSION, disk::VERSION, erofs::ZPACK_VERSION))
@@ -132,7 +136,8 @@ fn profile_digest(profile: &Profile) -> Digest {
     hasher.finish()
 }
 
-fn kernel(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked]) -> Result<Kernel> {
+/// The kernel of a target with the modules that its profile keeps.
+pub fn kernel(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked]) -> Result<Kernel> {
     let (package, release) = kernel::find(packages)?;
     let spinner = work.ui.spinner("Preparing", format!("kernel {release}"));
     let kernel =
@@ -145,6 +150,19 @@ fn kernel(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked]) -> Result
         );
     }
     Ok(kernel)
+}
+
+/// What the features of the profile get of the kernel; an error if one of them lacks something.
+fn contract(
+    work: &Work<'_>,
+    target: &Target<'_>,
+    packages: &[Unpacked],
+    kernel: &Kernel,
+) -> Result<contract::Table> {
+    let (package, _) = kernel::find(packages)?;
+    let table = stage::table(work, target.profile, target.arch, package, kernel)?;
+    stage::demand(target.profile, target.arch, kernel, &table)?;
+    Ok(table)
 }
 
 /// The root as a file system with its hash tree.

@@ -12,6 +12,7 @@ use super::Context;
 use crate::arch::Arch;
 use crate::bench;
 use crate::config::Config;
+use crate::contract::Component;
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
 use crate::recipe::RecipeSpec;
@@ -134,6 +135,8 @@ enum SchemaFile {
     Layer,
     /// A scenario in qemu/
     Scenario,
+    /// images/kernel/*.toml
+    Contract,
     /// The user's own config.toml
     Config,
 }
@@ -210,6 +213,7 @@ fn schema(file: SchemaFile) -> schemars::Schema {
         SchemaFile::Recipe => schemars::schema_for!(RecipeSpec),
         SchemaFile::Layer => schemars::schema_for!(Layer),
         SchemaFile::Scenario => schemars::schema_for!(crate::scenario::spec::file::File),
+        SchemaFile::Contract => schemars::schema_for!(Component),
         SchemaFile::Config => schemars::schema_for!(Config),
     }
 }
@@ -226,6 +230,7 @@ mod tests {
             (SchemaFile::Recipe, "outputs"),
             (SchemaFile::Layer, "packages"),
             (SchemaFile::Scenario, "step"),
+            (SchemaFile::Contract, "feature"),
             (SchemaFile::Config, "mirrors"),
         ] {
             let schema = serde_json::to_value(schema(file)).unwrap();

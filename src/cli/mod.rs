@@ -5,6 +5,7 @@ mod dev;
 mod diff;
 mod doctor;
 mod init;
+mod kernel;
 mod lock;
 mod recipe;
 mod run;
@@ -74,6 +75,8 @@ enum Verb {
     Diff(diff::Args),
     /// Say why a file or a package is in an image
     Why(why::Args),
+    /// Look at kernels: do they have what the features of a node need
+    Kernel(kernel::Args),
     /// Write the software bill of materials of an image
     Sbom(sbom::Args),
     /// Check that this machine and this project are fit for work
@@ -174,6 +177,7 @@ pub fn main() -> ExitCode {
         Verb::Store(args) => store::run(&context, &args),
         Verb::Diff(args) => diff::run(&context, &args),
         Verb::Why(args) => why::run(&context, &args),
+        Verb::Kernel(args) => kernel::run(&context, &args),
         Verb::Sbom(args) => sbom::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),
         Verb::Init(args) => init::run(&context, &args),

@@ -126,6 +126,10 @@ pub struct KernelSpec {
     /// Which of Debian's kernels. Some layer must say.
     #[serde(default)]
     pub flavour: Option<Flavour>,
+    /// What the node needs of its kernel: features (`cilium.wireguard`) of the contracts in images/kernel/. A kernel that lacks
+    /// something of them is refused.
+    #[serde(default)]
+    pub features: Vec<String>,
     /// Words of the kernel command line, in order; the root hash is added by kiln.
     #[serde(default)]
     pub cmdline: Vec<String>,
@@ -349,6 +353,7 @@ impl Layer {
         join(&mut self.packages.without, packages.without);
         join(&mut self.packages.provided, packages.provided);
         self.kernel.flavour = kernel.flavour.or(self.kernel.flavour);
+        join(&mut self.kernel.features, kernel.features);
         join(&mut self.kernel.cmdline, kernel.cmdline);
         join(&mut self.kernel.modules.keep, kernel.modules.keep);
         join(&mut self.kernel.modules.drop, kernel.modules.drop);

@@ -12,6 +12,7 @@ use super::diagnose::nearest;
 use super::layer::{FileSpec, Flavour, Layer, Role};
 use super::{SCHEMA, parse};
 use crate::arch::Arch;
+use crate::contract::data::{Component, Contracts, DataError};
 use crate::error::{Failure, Kind};
 use crate::rootfs::alternatives::Alternative;
 use crate::tree::TreePath;
@@ -122,6 +123,8 @@ pub struct Asked {
     pub files: BTreeMap<String, String>,
     /// The file that chooses the kernel.
     pub kernel: String,
+    /// Kernel feature to the first file that asks for it.
+    pub features: BTreeMap<String, String>,
 }
 
 impl Asked {
@@ -135,6 +138,9 @@ impl Asked {
         if layer.kernel.flavour.is_some() {
             self.kernel = file.to_owned();
         }
+        for feature in &layer.kernel.features {
+            self.features.entry(feature.clone()).or_insert_with(|| file.to_owned());
+        }
     }
 }
 
@@ -147,6 +153,8 @@ pub struct Project {
     pub archive: Archive,
     /// Sets of tools.
     pub tools: Tools,
+    /// What features need of a kernel; empty if there is no images/kernel/.
+    pub contracts: Contracts,
     /// All profiles by name: what the project is for.
     pub profiles: BTreeMap<String, Profile>,
     /// Machines of scenarios by name, for proof only; no name is also a profile's. Baked from the same lock.
@@ -176,6 +184,7 @@ impl Project {
         }
         let tools: Tools = read(dir, "images/tools.toml")?;
         check_schema("images/tools.toml", tools.schema)?;
+        let contracts = contracts(dir)?;
         let profiles = Profile::load_all(dir, "profiles")?;
         let machines = match dir.join(MACHINES).is_dir() {
             true => Profile::load_all(dir, MACHINES)?,
@@ -192,7 +201,10 @@ impl Project {
                 .hint("write profiles/server.toml, or see `kiln init DIR` for an example")
                 .into());
         }
-        Ok(Project { dir: dir.to_owned(), archive, tools, profiles, machines })
+        for image in profiles.values().chain(machines.values()) {
+            image.check_features(&contracts)?;
+        }
+        Ok(Project { dir: dir.to_owned(), archive, tools, contracts, profiles, machines })
     }
 
     /// Everything that can be baked: profiles, then machines of scenarios, each in the order of their names.
@@ -241,6 +253,37 @@ impl Project {
 
 fn read<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
     parse(name, &fs::read_to_string(dir.join(name)).map_err(|e| missing(name, e))?)
+}
+
+/// Everything in images/kernel/.
+fn contracts(dir: &Path) -> Result<Contracts> {
+    let folder = dir.join("images/kernel");
+    let mut components = BTreeMap::new();
+    if !folder.is_dir() {
+        return Ok(Contracts::default());
+    }
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "toml") {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let file = format!("images/kernel/{name}.toml");
+            let component: Component = read(dir, &file)?;
+            check_schema(&file, component.schema)?;
+            components.insert(name, component);
+        }
+    }
+    Contracts::new(components).map_err(|error| explain(&error).into())
+}
+
+/// A wrong contract, or a feature that there is not, with the near one.
+fn explain(error: &DataError) -> Failure {
+    let failure = Failure::new(Kind::Input, error.to_string());
+    let DataError::Unknown { name, known } = error else { return failure };
+    let failure = match nearest(name, known.iter().map(String::as_str)) {
+        Some(near) => failure.hint(format!("did you mean `{near}`?")),
+        None => failure,
+    };
+    failure.hint("`kiln kernel features` lists all that images/kernel/ has")
 }
 
 fn missing(name: &str, error: std::io::Error) -> Failure {
@@ -349,6 +392,16 @@ impl Profile {
         }
         self.asked.note(file, &layer);
         self.layer.merge(layer);
+        Ok(())
+    }
+
+    fn check_features(&self, contracts: &Contracts) -> Result<()> {
+        for (feature, file) in &self.asked.features {
+            contracts
+                .get(feature)
+                .map_err(|error| explain(&error))
+                .with_context(|| format!("{file}: kernel.features"))?;
+        }
         Ok(())
     }
 

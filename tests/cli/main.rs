@@ -13,6 +13,7 @@ mod common;
 
 mod faults;
 mod hostile;
+mod kernel;
 mod lock;
 mod metadata;
 mod mirrors;

@@ -8,7 +8,7 @@ use crate::common::mirror::Mirror;
 use crate::common::run::{Env, Run};
 
 const VERBS: [&str; 12] =
-    ["build", "run", "update", "outdated", "recipe", "store", "diff", "why", "sbom", "doctor", "init", "dev"];
+    ["build", "run", "update", "outdated", "recipe", "store", "diff", "why", "kernel", "sbom", "doctor", "init", "dev"];
 
 #[test]
 fn help_of_the_program_lists_every_verb() {

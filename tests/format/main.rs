@@ -12,6 +12,7 @@
 mod common;
 mod disk;
 mod edge;
+mod kernel;
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};

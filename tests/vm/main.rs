@@ -10,6 +10,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod contract;
 mod door;
 mod node;
 mod power;
