@@ -115,7 +115,7 @@ fn judge(
         return wrong(format!("it said `{}`, not `{}`", brief(&stdout), brief(wanted)), wanted.to_owned());
     }
     if let Some(pattern) = &expect.matches
-        && !pattern.is_in(&stdout)
+        && !pattern.is_in(stdout.trim())
     {
         return wrong(
             format!("`{pattern}` is not in what it said: `{}`", brief(&stdout)),

@@ -440,7 +440,7 @@ pub struct StepFile {
     pub fails: bool,
     /// With `run`: its trimmed output must be just this. `{name}` and `{node}` are as in `run`.
     pub stdout: Option<String>,
-    /// With `run`: this regular expression must be in its output.
+    /// With `run`: this regular expression must be in its trimmed output; `^` and `$` are its begin and end, with `(?m)` those of lines.
     pub matches: Option<Pattern>,
     /// With `run`: all nodes must give the same output.
     #[serde(default)]
@@ -551,7 +551,7 @@ pub struct InvariantFile {
     pub fails: bool,
     /// Its trimmed output must be just this; `{node}` is the node's name.
     pub stdout: Option<String>,
-    /// This regular expression must be in its output.
+    /// This regular expression must be in its trimmed output.
     pub matches: Option<Pattern>,
     /// How long it may take. Default 30s.
     pub limit: Option<Span>,
