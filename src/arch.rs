@@ -48,6 +48,22 @@ impl Arch {
         }
     }
 
+    /// The name in `ARCH=` of Linux' own build: `x86_64`, `arm64`.
+    pub fn kbuild(self) -> &'static str {
+        match self {
+            Arch::Amd64 => "x86_64",
+            Arch::Arm64 => "arm64",
+        }
+    }
+
+    /// The folder in `arch` of Linux' sources: `x86`, `arm64`.
+    pub fn srcarch(self) -> &'static str {
+        match self {
+            Arch::Amd64 => "x86",
+            Arch::Arm64 => "arm64",
+        }
+    }
+
     /// The multiarch triplet that Debian's library folders carry.
     pub fn triplet(self) -> &'static str {
         match self {

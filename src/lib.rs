@@ -20,6 +20,7 @@
 //! a machine                       proven      [tools], [qemu]
 //!
 //! images/recipes/*                built       [recipe], [sandbox]: what no package has, from source
+//! images/kernel/sources/*         a package   [linux]: a kernel of its own
 //! ```
 //!
 //! [`pipeline::build`] is the recipe of a build on one page: read it first.
@@ -58,6 +59,7 @@ pub mod graph;
 pub mod image;
 pub mod init;
 pub mod kernel;
+pub mod linux;
 pub mod lock;
 pub mod manifest;
 pub mod packages;

@@ -17,6 +17,7 @@ use crate::image::disk;
 use crate::image::erofs;
 use crate::image::verity::RootHash;
 use crate::kernel::Kernel;
+use crate::linux;
 use crate::lock::{LockedPackage, SetKind};
 use crate::packages::Work;
 use crate::pipeline::{RootImage, Target};
@@ -24,7 +25,7 @@ use crate::rootfs::Root;
 use crate::spec::Role;
 use crate::store::{StepDir, StepKey, Store};
 use crate::tree::Kind as NodeKind;
-use crate::unpack::Unpacked;
+use crate::unpack::{Info, Unpacked};
 
 /// Version of the manifest's shape.
 pub const SCHEMA: u32 = 1;
@@ -262,7 +263,15 @@ pub struct Parts<'a> {
 pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Result<Manifest> {
     let Parts { packages, carried, kernel, contract, root, boot, initrd, disk: written } = *parts;
     let lock = work.locked.lock();
-    let packages = describe_set(work, SetKind::Profile, &target.profile.name, target.arch, packages)?;
+    let mut described = describe_set(work, SetKind::Profile, &target.profile.name, target.arch, packages)?;
+    if let Some(source) = &target.profile.layer.kernel.source {
+        let name = linux::recipe_name(source);
+        let built = packages.iter().find(|package| package.info.name == name);
+        let built = built.with_context(|| format!("{name} is not among the packages of the root"))?;
+        // No package of an archive, so no path in one; the digest is that of all its files.
+        described.insert(name, package_info(&built.info, built.digest, String::new()));
+    }
+    let packages = described;
     let [from_boot, from_initrd] = carried;
     let mut boot_packages = describe_set(work, SetKind::Tool, "boot", target.arch, from_boot)?;
     boot_packages.extend(describe_set(work, SetKind::Tool, "initrd", target.arch, from_initrd)?);
@@ -334,20 +343,23 @@ fn describe_set(
 ) -> Result<BTreeMap<String, PackageInfo>> {
     let locked = work.locked.packages(kind, name, arch)?;
     let describe = |(Unpacked { info, .. }, locked): (&Unpacked, &LockedPackage)| {
-        let package = PackageInfo {
-            version: info.version.clone(),
-            arch: info.arch.clone(),
-            source: info.source.clone().unwrap_or_default(),
-            sha256: locked.sha256,
-            path: locked.path.clone(),
-            depends: info.depends.clone(),
-            provides: info.provides.clone(),
-            base: info.base,
-            scripts: info.scripts.clone(),
-        };
-        (info.name.clone(), package)
+        (info.name.clone(), package_info(info, locked.sha256, locked.path.clone()))
     };
     Ok(unpacked.iter().zip(locked).map(describe).collect())
+}
+
+fn package_info(info: &Info, sha256: Digest, path: String) -> PackageInfo {
+    PackageInfo {
+        version: info.version.clone(),
+        arch: info.arch.clone(),
+        source: info.source.clone().unwrap_or_default(),
+        sha256,
+        path,
+        depends: info.depends.clone(),
+        provides: info.provides.clone(),
+        base: info.base,
+        scripts: info.scripts.clone(),
+    }
 }
 
 /// The identity of a file on this machine, to see without reading it that nobody changed it; git's index does the same.

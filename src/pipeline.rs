@@ -17,6 +17,7 @@ use crate::image::erofs::{self, Compression};
 use crate::image::verity::{self, RootHash};
 use crate::image::{cpio, disk, fat, uki};
 use crate::kernel::{self, Kernel};
+use crate::linux;
 use crate::lock::SetKind;
 use crate::manifest::{self, Manifest};
 use crate::packages::Work;
@@ -70,7 +71,7 @@ pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
         return Ok((manifest, false));
     }
     let (profile, arch) = (target.profile, target.arch);
-    let packages = work.set(SetKind::Profile, &profile.name, arch)?;
+    let packages = packages(work, profile, arch)?;
     let boot_packages = work.set(SetKind::Tool, "boot", arch)?;
     let initrd_packages = work.set(SetKind::Tool, "initrd", arch)?;
     let kernel = kernel(work, target, &packages)?;
@@ -113,11 +114,16 @@ fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<StepKey> {
         }
         Ok(hasher.finish())
     };
+    let source = match &target.profile.layer.kernel.source {
+        Some(source) => linux::digest(work, source, target.arch)?.to_string(),
+        None => String::new(),
+    };
     Ok(StepKey::new("image", &target.stem(), VERSION)
         .input("packages", set(SetKind::Profile, &target.profile.name)?)
         .input("boot programs", set(SetKind::Tool, "boot")?)
         .input("initrd programs", set(SetKind::Tool, "initrd")?)
         .input("profile", profile_digest(target.profile))
+        .input("kernel from source", source)
         .input("kernel contract", work.project.contracts.digest(&target.profile.layer.kernel.features)?)
         .input("image version", work.locked.lock().version())
         .input("initrd script", Digest::of(initrd::SCRIPT.as_bytes()))
@@ -134,6 +140,16 @@ fn profile_digest(profile: &Profile) -> Digest {
         hasher.update(Digest::of(bytes).as_bytes());
     }
     hasher.finish()
+}
+
+/// The packages of a profile's root, its kernel among them: those of the lock, sorted by name, and behind them a kernel that is built
+/// from source.
+pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Unpacked>> {
+    let mut packages = work.set(SetKind::Profile, &profile.name, arch)?;
+    if let Some(source) = &profile.layer.kernel.source {
+        packages.push(linux::package(work, source, arch)?);
+    }
+    Ok(packages)
 }
 
 /// The kernel of a target with the modules that its profile keeps.

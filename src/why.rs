@@ -200,7 +200,7 @@ fn chain(project: &Project, built: &Built, graph: &Graph<'_>, name: &str, info: 
         rest = graph.chain(&starts, name);
         if let Some(found) = &rest {
             let first = found.first().map_or(name, |need| need.package);
-            if first == profile.kernel_package(built.manifest.arch) {
+            if Some(first) == profile.kernel_package(built.manifest.arch).as_deref() {
                 chain.push(link(&profile.asked.kernel, "chooses the kernel", first));
             }
             for file in profile.asked.packages.get(first).into_iter().flatten() {

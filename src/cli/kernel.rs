@@ -11,7 +11,6 @@ use crate::contract::named::Named;
 use crate::contract::{Table, stage};
 use crate::error::{Failure, Kind};
 use crate::kernel;
-use crate::lock::SetKind;
 use crate::packages::Work;
 use crate::pipeline::{self, Target};
 
@@ -111,7 +110,7 @@ fn check(context: &Context, profile: Option<&str>, arch: Arch) -> Result<()> {
     let mut checked = Vec::new();
     for name in names {
         let target = Target { profile: project.profile(name)?, arch, out: &out };
-        let packages = work.set(SetKind::Profile, name, arch)?;
+        let packages = pipeline::packages(&work, target.profile, arch)?;
         let (package, kernel) = (kernel::find(&packages)?.0, pipeline::kernel(&work, &target, &packages)?);
         let table = stage::table(&work, target.profile, arch, package, &kernel)?;
         checked.push(Checked { profile: name.to_owned(), kernel: kernel.release.clone(), table });

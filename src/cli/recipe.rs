@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::Context;
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
+use crate::linux;
 use crate::packages::Work;
 use crate::rebuild::Finding;
 use crate::recipe::{self, Options, Recipes};
@@ -93,7 +94,7 @@ struct Report {
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let ui = &context.ui;
     let (project, locked) = context.locked()?;
-    let recipes = Recipes::load(&project.dir)?;
+    let recipes = linux::recipes(&project)?;
     let store = context.store()?;
     let jobs = |asked| super::threads(asked);
     let work = Work { project: &project, locked: &locked, store: &store, ui, threads: jobs(None) };
@@ -177,6 +178,10 @@ fn list(work: &Work<'_>, recipes: &Recipes) -> Result<()> {
 }
 
 fn build(work: &Work<'_>, recipes: &Recipes, names: &[&str], options: Options, check: bool) -> Result<()> {
+    for kernel in work.project.kernels.keys().filter(|k| names.contains(&linux::recipe_name(k).as_str())) {
+        // Before an hour of compiling: it says more than the build itself would.
+        linux::verify(work, recipes, kernel, options)?;
+    }
     let built = recipe::build(work, recipes, names, options)?;
     let mut reports = Vec::new();
     let mut differ = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! A kernel that a person names: a profile of the project, an image by its manifest, or a .config file.
+//! A kernel that a person names: a profile of the project, a kernel that is built from source, an image by its manifest, or a .config file.
 
 use std::path::Path;
 
@@ -12,7 +12,8 @@ use crate::arch::Arch;
 use crate::built::{self, Built};
 use crate::error::{Failure, Kind};
 use crate::kernel;
-use crate::lock::{LockedPackage, SetKind};
+use crate::linux;
+use crate::lock::LockedPackage;
 use crate::packages::Work;
 use crate::pipeline::{self, Target};
 use crate::rootfs::depmod::name_of;
@@ -27,11 +28,16 @@ pub struct Named {
 }
 
 impl Named {
-    /// Finds what `name` means: a profile; else a manifest or an image beside one; else a .config file. `out` is the folder of images,
+    /// Finds what `name` means: a profile or a machine of scenarios; a kernel from source (`linux-vm`); else a manifest or an image beside one; else a .config file. `out` is the folder of images,
     /// `arch` the machine where `name` does not tell.
     pub fn find(work: &Work<'_>, name: &str, arch: Arch, out: &Path) -> Result<Self> {
-        if work.project.profiles.contains_key(name) {
+        if work.project.find_image(name).is_some() {
             return Self::of_profile(work, name, arch, out);
+        }
+        if let Some(source) = name.strip_prefix("linux-").filter(|source| work.project.kernels.contains_key(*source)) {
+            let (arch, text) = linux::config(work, source)?;
+            let (config, version) = stage::config(name, &text, None)?;
+            return Ok(Named { config, version, arch, modules: None });
         }
         let path = Path::new(name);
         if name.ends_with(".json") || built::IMAGES.iter().any(|end| name.ends_with(end)) {
@@ -42,7 +48,7 @@ impl Named {
             return Ok(Named { config, version, arch, modules: None });
         }
         let mut failure =
-            Failure::new(Kind::Input, format!("`{name}` is no profile, no image and no .config file"));
+            Failure::new(Kind::Input, format!("`{name}` is no profile, no kernel from source, no image and no .config file"));
         if let Some(near) = crate::spec::nearest(name, work.project.profiles.keys().map(String::as_str)) {
             failure = failure.hint(format!("did you mean `{near}`?"));
         }
@@ -51,7 +57,7 @@ impl Named {
 
     fn of_profile(work: &Work<'_>, name: &str, arch: Arch, out: &Path) -> Result<Self> {
         let profile = work.project.profile(name)?;
-        let packages = work.set(SetKind::Profile, name, arch)?;
+        let packages = pipeline::packages(work, profile, arch)?;
         let (package, _) = kernel::find(&packages)?;
         let kernel = pipeline::kernel(work, &Target { profile, arch, out }, &packages)?;
         let modules = stage::modules(profile, package, &kernel)?;

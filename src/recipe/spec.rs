@@ -121,6 +121,11 @@ impl Default for Limits {
 pub struct Span(u64);
 
 impl Span {
+    /// So many hours.
+    pub const fn hours(hours: u64) -> Self {
+        Span(hours * 3600)
+    }
+
     /// As std knows it.
     pub fn duration(self) -> Duration {
         Duration::from_secs(self.0)

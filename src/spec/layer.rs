@@ -123,9 +123,12 @@ impl fmt::Display for Flavour {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KernelSpec {
-    /// Which of Debian's kernels. Some layer must say.
+    /// Which of Debian's kernels. Some layer must say, or name a `source`; the later layer's word counts.
     #[serde(default)]
     pub flavour: Option<Flavour>,
+    /// A kernel built from source, by the name of its file in images/kernel/sources/, in place of one of Debian's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
     /// What the node needs of its kernel: features (`cilium.wireguard`) of the contracts in images/kernel/. A kernel that lacks
     /// something of them is refused.
     #[serde(default)]
@@ -352,7 +355,9 @@ impl Layer {
         join(&mut self.packages.install, packages.install);
         join(&mut self.packages.without, packages.without);
         join(&mut self.packages.provided, packages.provided);
-        self.kernel.flavour = kernel.flavour.or(self.kernel.flavour);
+        if kernel.flavour.is_some() || kernel.source.is_some() {
+            (self.kernel.flavour, self.kernel.source) = (kernel.flavour, kernel.source);
+        }
         join(&mut self.kernel.features, kernel.features);
         join(&mut self.kernel.cmdline, kernel.cmdline);
         join(&mut self.kernel.modules.keep, kernel.modules.keep);

@@ -5,6 +5,7 @@
 //! images/tools.toml      sets of packages that kiln runs or takes EFI programs from  [Tools]
 //! images/*.toml          layers: packages, files, units, kernel, disk                [Layer]
 //! profiles/*.toml        a role: a layer that `extends` others                       [Profile]
+//! images/kernel/sources/ what a kernel built from source is asked to be             [KernelSource]
 //! qemu/machines/*.toml   a machine of scenarios, as a profile but without a role     [Profile]
 //! ```
 //!
@@ -16,11 +17,13 @@
 //! extending `profiles/NAME`, a variant of a profile with another kernel ([`Project::variant`]).
 
 mod diagnose;
+mod kernel;
 mod layer;
 mod project;
 
 pub use diagnose::parse;
 pub(crate) use diagnose::{nearest, place};
+pub use kernel::{Base, KernelSource};
 pub use layer::{
     Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer, ModuleFilter,
     Packages, Role, Size,

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::diagnose::nearest;
+use super::kernel::{self, KernelSource};
 use super::layer::{FileSpec, Flavour, Layer, Role};
 use super::{SCHEMA, parse};
 use crate::arch::Arch;
@@ -135,7 +136,7 @@ impl Asked {
             self.packages.entry(name.clone()).or_default().push(file.to_owned());
         }
         self.files.extend(layer.files.keys().map(|path| (path.clone(), file.to_owned())));
-        if layer.kernel.flavour.is_some() {
+        if layer.kernel.flavour.is_some() || layer.kernel.source.is_some() {
             self.kernel = file.to_owned();
         }
         for feature in &layer.kernel.features {
@@ -155,6 +156,8 @@ pub struct Project {
     pub tools: Tools,
     /// What features need of a kernel; empty if there is no images/kernel/.
     pub contracts: Contracts,
+    /// Kernels that are built from source, by name.
+    pub kernels: BTreeMap<String, KernelSource>,
     /// All profiles by name: what the project is for.
     pub profiles: BTreeMap<String, Profile>,
     /// Machines of scenarios by name, for proof only; no name is also a profile's. Baked from the same lock.
@@ -185,6 +188,7 @@ impl Project {
         let tools: Tools = read(dir, "images/tools.toml")?;
         check_schema("images/tools.toml", tools.schema)?;
         let contracts = contracts(dir)?;
+        let kernels = kernel::load_all(dir)?;
         let profiles = Profile::load_all(dir, "profiles")?;
         let machines = match dir.join(MACHINES).is_dir() {
             true => Profile::load_all(dir, MACHINES)?,
@@ -203,8 +207,9 @@ impl Project {
         }
         for image in profiles.values().chain(machines.values()) {
             image.check_features(&contracts)?;
+            image.check_source(&kernels)?;
         }
-        Ok(Project { dir: dir.to_owned(), archive, tools, contracts, profiles, machines })
+        Ok(Project { dir: dir.to_owned(), archive, tools, contracts, kernels, profiles, machines })
     }
 
     /// Everything that can be baked: profiles, then machines of scenarios, each in the order of their names.
@@ -251,7 +256,7 @@ impl Project {
     }
 }
 
-fn read<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
+pub(super) fn read<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
     parse(name, &fs::read_to_string(dir.join(name)).map_err(|e| missing(name, e))?)
 }
 
@@ -290,7 +295,7 @@ fn missing(name: &str, error: std::io::Error) -> Failure {
     Failure::new(Kind::Input, format!("{name} cannot be read")).because(error)
 }
 
-fn check_schema(name: &str, schema: u32) -> Result<()> {
+pub(super) fn check_schema(name: &str, schema: u32) -> Result<()> {
     if schema == SCHEMA {
         return Ok(());
     }
@@ -330,9 +335,9 @@ impl Profile {
                 .hint("write `role = \"server\"` or `role = \"agent\"`")
                 .into());
         }
-        if profile.layer.kernel.flavour.is_none() {
+        if profile.layer.kernel.flavour.is_none() && profile.layer.kernel.source.is_none() {
             return Err(Failure::new(Kind::Input, format!("{file} and its layers choose no kernel"))
-                .hint("write `kernel.flavour = \"cloud\"` or `\"metal\"`")
+                .hint("write `kernel.flavour = \"cloud\"` or `\"metal\"`, or name one of images/kernel/sources/ as `kernel.source`")
                 .into());
         }
         Ok(profile)
@@ -363,6 +368,10 @@ impl Profile {
             }
         };
         check_schema(file, layer.schema)?;
+        if layer.kernel.flavour.is_some() && layer.kernel.source.is_some() {
+            let text = format!("{file} chooses two kernels: `kernel.flavour` and `kernel.source`");
+            return Err(Failure::new(Kind::Input, text).hint("take one of them out").into());
+        }
         stack.push(file.to_owned());
         for base in &layer.extends {
             let path = match base.strip_prefix(PROFILE) {
@@ -405,25 +414,38 @@ impl Profile {
         Ok(())
     }
 
+    fn check_source(&self, kernels: &BTreeMap<String, KernelSource>) -> Result<()> {
+        let Some(name) = self.layer.kernel.source.as_ref().filter(|name| !kernels.contains_key(*name)) else {
+            return Ok(());
+        };
+        let folder = kernel::FOLDER;
+        let text = format!("{}: `kernel.source`: there is no {folder}/{name}.toml", self.asked.kernel);
+        let failure = Failure::new(Kind::Input, text);
+        Err(match nearest(name, kernels.keys().map(String::as_str)) {
+            Some(near) => failure.hint(format!("did you mean `{near}`?")),
+            None => failure.hint(format!("there are: {}", kernels.keys().cloned().collect::<Vec<_>>().join(", "))),
+        }
+        .into())
+    }
+
     /// The role; [`Project::load`] made sure that profiles have one, and machines need none.
     pub fn role(&self) -> Option<Role> {
         self.layer.role
     }
 
-    /// What the profile wants to be installed, the kernel included, for `arch`; sorted, each once.
+    /// What the profile wants to be installed, Debian's kernel included, for `arch`; sorted, each once.
     pub fn wants(&self, arch: Arch) -> Vec<String> {
         let set: BTreeSet<String> =
-            self.layer.packages.install.iter().cloned().chain([self.kernel_package(arch)]).collect();
+            self.layer.packages.install.iter().cloned().chain(self.kernel_package(arch)).collect();
         set.into_iter().collect()
     }
 
-    /// The package that brings the kernel of this profile for `arch`.
-    pub fn kernel_package(&self, arch: Arch) -> String {
-        let flavour = self.layer.kernel.flavour.expect("a loaded profile has a kernel");
-        match flavour {
+    /// The package that brings the kernel of this profile for `arch`; `None` for one that is built from source.
+    pub fn kernel_package(&self, arch: Arch) -> Option<String> {
+        Some(match self.layer.kernel.flavour? {
             Flavour::Cloud => format!("linux-image-cloud-{arch}"),
             Flavour::Metal => format!("linux-image-{arch}"),
-        }
+        })
     }
 }
 
@@ -483,7 +505,7 @@ mod tests {
         let metal = project.variant("server", Some(Flavour::Metal)).unwrap();
         assert_eq!((metal.name.as_str(), metal.base.as_deref()), ("server-metal", Some("server")));
         assert_eq!(metal.role(), server.role());
-        assert_eq!(metal.kernel_package(Arch::Amd64), "linux-image-amd64");
+        assert_eq!(metal.kernel_package(Arch::Amd64).unwrap(), "linux-image-amd64");
         let mut layer = metal.layer.clone();
         layer.kernel.flavour = server.layer.kernel.flavour;
         layer.description.clone_from(&server.layer.description);

@@ -9,6 +9,8 @@ mod pack;
 pub use pack::{Pack, PackWriter};
 
 use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use fs_err as fs;
@@ -19,11 +21,11 @@ use crate::digest::{Digest, Hashing};
 use crate::error::{Failure, Kind};
 use crate::lock::LockedPackage;
 use crate::rootfs::elf::{self, Facts};
-use crate::store::{Miss, StepKey, Store};
+use crate::store::{Miss, Outcome, StepKey, Store};
 use crate::tree::{Entry, Kind as NodeKind, Meta, Tree, TreePath};
 
 /// Version of this step's code.
-const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 2;
 
 /// What the control file of a package says, as far as later stages ask.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -137,6 +139,75 @@ pub fn unpack(store: &Store, package: &LockedPackage, threads: u32) -> Result<Un
             },
         )
         .with_context(|| format!("unpacking {}", package.name))?;
+    open(store, outcome)
+}
+
+/// Takes a folder of files, which nobody changes any more, for a package: what a recipe built. `key` stands for its content; `needs` is
+/// kept in the store with it. Everything in it belongs to root, as in a package.
+///
+/// # Errors
+/// The folder holds what is neither file, folder nor link.
+pub fn folder(
+    store: &Store,
+    key: &StepKey,
+    from: &Path,
+    info: Info,
+    needs: Vec<String>,
+) -> Result<Unpacked> {
+    let name = info.name.clone();
+    let outcome = store
+        .step(
+            key,
+            |miss| tracing::debug!(package = name, %miss, "folder"),
+            |staging| {
+                let mut pack = PackWriter::create(&staging.file("data"))?;
+                let mut tree = Tree::new();
+                add_folder(from, "", &mut pack, &mut tree)?;
+                pack.finish()?.attach(&mut tree);
+                let mut facts = Facts::new();
+                elf::scan(&tree, &mut facts)?;
+                fs::write(staging.file("package.json"), serde_json::to_vec(&Stored { info, tree, facts })?)?;
+                Ok(needs)
+            },
+        )
+        .with_context(|| format!("taking {name} for a package"))?;
+    open(store, outcome)
+}
+
+/// Adds everything in `from`/`below`, in the order of names.
+fn add_folder(from: &Path, below: &str, pack: &mut PackWriter, tree: &mut Tree) -> Result<()> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(from.join(below))? {
+        names.push(entry?.file_name());
+    }
+    names.sort();
+    for name in names {
+        let name = name.to_str().with_context(|| format!("{name:?} is no UTF-8"))?;
+        let path = if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
+        let at = from.join(&path);
+        let about = fs::symlink_metadata(&at)?;
+        let executable = about.permissions().mode() & 0o100 != 0;
+        let mode = if about.is_dir() || executable { 0o755 } else { 0o644 };
+        let mut entry = Entry::dir(mode, "");
+        entry.kind = if about.is_dir() {
+            NodeKind::Dir
+        } else if about.is_symlink() {
+            NodeKind::Symlink { target: fs::read_link(&at)?.display().to_string() }
+        } else if about.is_file() {
+            NodeKind::File(pack.add(fs::File::open(&at)?, about.len())?)
+        } else {
+            let text = format!("{} is neither a file nor a folder", at.display());
+            return Err(Failure::new(Kind::Input, text).into());
+        };
+        tree.insert(TreePath::new(&path)?, entry)?;
+        if about.is_dir() {
+            add_folder(from, &path, pack, tree)?;
+        }
+    }
+    Ok(())
+}
+
+fn open(store: &Store, outcome: Outcome) -> Result<Unpacked> {
     let text = fs::read(outcome.dir.file("package.json"))?;
     let Stored { info, mut tree, facts } = serde_json::from_slice(&text).map_err(|e| {
         Failure::new(Kind::Store, format!("{} is damaged", outcome.dir.path().display()))
