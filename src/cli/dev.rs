@@ -137,6 +137,8 @@ enum SchemaFile {
     Scenario,
     /// images/kernel/*.toml
     Contract,
+    /// images/kernel/sources/*.toml
+    Kernel,
     /// The user's own config.toml
     Config,
 }
@@ -214,6 +216,7 @@ fn schema(file: SchemaFile) -> schemars::Schema {
         SchemaFile::Layer => schemars::schema_for!(Layer),
         SchemaFile::Scenario => schemars::schema_for!(crate::scenario::spec::file::File),
         SchemaFile::Contract => schemars::schema_for!(Component),
+        SchemaFile::Kernel => schemars::schema_for!(crate::spec::KernelSource),
         SchemaFile::Config => schemars::schema_for!(Config),
     }
 }
@@ -231,6 +234,7 @@ mod tests {
             (SchemaFile::Layer, "packages"),
             (SchemaFile::Scenario, "step"),
             (SchemaFile::Contract, "feature"),
+            (SchemaFile::Kernel, "fragments"),
             (SchemaFile::Config, "mirrors"),
         ] {
             let schema = serde_json::to_value(schema(file)).unwrap();

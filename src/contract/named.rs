@@ -34,7 +34,9 @@ impl Named {
         if work.project.find_image(name).is_some() {
             return Self::of_profile(work, name, arch, out);
         }
-        if let Some(source) = name.strip_prefix("linux-").filter(|source| work.project.kernels.contains_key(*source)) {
+        if let Some(source) =
+            name.strip_prefix("linux-").filter(|source| work.project.kernels.contains_key(*source))
+        {
             let (arch, text) = linux::config(work, source)?;
             let (config, version) = stage::config(name, &text, None)?;
             return Ok(Named { config, version, arch, modules: None });
@@ -47,8 +49,10 @@ impl Named {
             let (config, version) = stage::config(name, &fs::read(path)?, None)?;
             return Ok(Named { config, version, arch, modules: None });
         }
-        let mut failure =
-            Failure::new(Kind::Input, format!("`{name}` is no profile, no kernel from source, no image and no .config file"));
+        let mut failure = Failure::new(
+            Kind::Input,
+            format!("`{name}` is no profile, no kernel from source, no image and no .config file"),
+        );
         if let Some(near) = crate::spec::nearest(name, work.project.profiles.keys().map(String::as_str)) {
             failure = failure.hint(format!("did you mean `{near}`?"));
         }

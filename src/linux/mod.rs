@@ -17,7 +17,7 @@
 //! `kiln recipe build linux-NAME --check` know them.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use fs_err as fs;
@@ -60,7 +60,10 @@ pub fn recipes(project: &Project) -> Result<Recipes> {
         let asked = asked(kernel)?;
         for recipe in [config_recipe(name, kernel, &asked), build_recipe(name, kernel)] {
             if let Some(twin) = all.0.get(&recipe.name) {
-                let text = format!("{} has the name of a recipe that kiln makes for the kernel {name}", twin.shown().display());
+                let text = format!(
+                    "{} has the name of a recipe that kiln makes for the kernel {name}",
+                    twin.shown().display()
+                );
                 return Err(Failure::new(Kind::Input, text).hint("give the folder another name").into());
             }
             all.0.insert(recipe.name.clone(), recipe);
@@ -112,7 +115,9 @@ fn recipe_of(name: String, kernel: &KernelSource, script: &str, text: &str) -> R
 fn config_recipe(name: &str, kernel: &KernelSource, asked: &Asked) -> Recipe {
     let mut recipe = recipe_of(config_name(name), kernel, "config.sh", CONFIG);
     let text = asked.over(&Config::default()).to_string();
-    recipe.files.insert("asked.config".to_owned(), RecipeFile { bytes: text.into_bytes(), executable: false });
+    recipe
+        .files
+        .insert("asked.config".to_owned(), RecipeFile { bytes: text.into_bytes(), executable: false });
     let base = match kernel.base {
         Base::Nothing => "nothing",
         Base::Defconfig => "defconfig",
@@ -133,8 +138,7 @@ fn build_recipe(name: &str, kernel: &KernelSource) -> Recipe {
     let spec = &mut recipe.spec;
     spec.env.insert("KERNEL_IMAGE".to_owned(), image.to_owned());
     spec.env.insert("KERNEL_PACKAGE".to_owned(), recipe_name(name));
-    spec.inputs
-        .insert("config".to_owned(), Input { recipe: Some(config_name(name)), ..Input::default() });
+    spec.inputs.insert("config".to_owned(), Input { recipe: Some(config_name(name)), ..Input::default() });
     spec.outputs = ["boot", "usr"].map(str::to_owned).to_vec();
     recipe
 }
@@ -190,11 +194,12 @@ pub fn verify(work: &Work<'_>, recipes: &Recipes, name: &str, options: Options) 
         text.push_str(&format!("\n  {}", one.to_string().replace('\n', "\n  ")));
     }
     if lost.len() > SHOWN {
-        text.push_str(&format!("\n  … and {} more: `kiln recipe build {config_recipe}` has them all in `lost`", lost.len() - SHOWN));
+        text.push_str(&format!(
+            "\n  … and {} more: `kiln recipe build {config_recipe}` has them all in `lost`",
+            lost.len() - SHOWN
+        ));
     }
-    Err(Failure::new(Kind::Input, text)
-        .hint("ask for what it depends on too, or do not ask for it")
-        .into())
+    Err(Failure::new(Kind::Input, text).hint("ask for what it depends on too, or do not ask for it").into())
 }
 
 /// The machine of the kernel `name` and its .config, made and verified if need be; nothing is compiled.
@@ -244,9 +249,20 @@ pub fn package(work: &Work<'_>, name: &str, arch: Arch) -> Result<Unpacked> {
     unpack::folder(work.store, &key, &built.out(), info, vec![work.store.relative(built.dir.path())])
 }
 
+/// The step of the kernel `name`, which was built, in the store.
+pub fn built(work: &Work<'_>, name: &str) -> Result<PathBuf> {
+    let recipes = recipes(work.project)?;
+    let found = recipe::find(work, &recipes, recipes.get(&recipe_name(name))?)?;
+    let built = found.map_err(|miss| anyhow::anyhow!("{} is not in the store: {miss}", recipe_name(name)))?;
+    Ok(built.dir.path().to_owned())
+}
+
 /// The version of the package that the sources are from.
 fn version(work: &Work<'_>, kernel: &KernelSource, arch: Arch) -> Result<String> {
     let packages = work.locked.packages(SetKind::Tool, &kernel.source, arch)?;
     let found = packages.iter().find(|package| package.name.starts_with("linux-source-"));
-    Ok(found.with_context(|| format!("the tool set `{}` has no linux-source package", kernel.source))?.version.clone())
+    Ok(found
+        .with_context(|| format!("the tool set `{}` has no linux-source package", kernel.source))?
+        .version
+        .clone())
 }

@@ -22,6 +22,7 @@ use crate::diff;
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
 use crate::formats::{self, Format};
+use crate::linux;
 use crate::lock::SetKind;
 use crate::manifest::{self, FileInfo};
 use crate::packages::Work;
@@ -116,6 +117,10 @@ pub fn check(work: &Work<'_>, target: &Target<'_>, wanted: &[Format]) -> Result<
             link_object(work.store, &store, package.sha256, package.size)?;
         }
     }
+    if let Some(source) = &target.profile.layer.kernel.source {
+        // Compiling it again is what `kiln recipe build --check` is for, and takes as long as the first time.
+        link_folder(&linux::built(work, source)?, work.store.root(), store.root())?;
+    }
     let threads = work.threads + 1;
     work.ui.status("Checking", format!("{} again from nothing, with {threads} threads", target.stem()));
     let again = Work { store: &store, threads, ..*work };
@@ -172,6 +177,23 @@ pub fn link_object(from: &Store, to: &Store, digest: Digest, size: u64) -> Resul
     fs::create_dir_all(new.parent().expect("objects lie in folders"))?;
     if fs::hard_link(&old, &new).is_err() {
         fs::copy(&old, &new)?;
+    }
+    Ok(())
+}
+
+/// Gives the store in `to` the step in the folder `step` of the store in `from`.
+fn link_folder(step: &Path, from: &Path, to: &Path) -> Result<()> {
+    let at = to.join(step.strip_prefix(from).unwrap_or(step));
+    fs::create_dir_all(&at)?;
+    for entry in fs::read_dir(step)? {
+        let (entry, new) = (entry?.path(), |path: &Path| at.join(path.file_name().unwrap_or_default()));
+        if entry.is_symlink() {
+            fs::os::unix::fs::symlink(fs::read_link(&entry)?, new(&entry))?;
+        } else if entry.is_dir() {
+            link_folder(&entry, from, to)?;
+        } else if fs::hard_link(&entry, new(&entry)).is_err() {
+            fs::copy(&entry, new(&entry))?;
+        }
     }
     Ok(())
 }

@@ -97,7 +97,8 @@ impl KernelSource {
             return Err(refuse("`time` is no moment such as \"2026-09-12T07:55:41Z\"".to_owned()).into());
         }
         for fragment in &kernel.fragments {
-            let path = inside(FRAGMENTS, &format!("{fragment}.config")).map_err(|why| refuse(format!("`fragments`: {why}")))?;
+            let path = inside(FRAGMENTS, &format!("{fragment}.config"))
+                .map_err(|why| refuse(format!("`fragments`: {why}")))?;
             let text = fs::read_to_string(dir.join(&path)).with_context(|| format!("{file}: `fragments`"))?;
             kernel.fragment_texts.push((path, text));
         }

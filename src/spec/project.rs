@@ -423,7 +423,9 @@ impl Profile {
         let failure = Failure::new(Kind::Input, text);
         Err(match nearest(name, kernels.keys().map(String::as_str)) {
             Some(near) => failure.hint(format!("did you mean `{near}`?")),
-            None => failure.hint(format!("there are: {}", kernels.keys().cloned().collect::<Vec<_>>().join(", "))),
+            None => {
+                failure.hint(format!("there are: {}", kernels.keys().cloned().collect::<Vec<_>>().join(", ")))
+            }
         }
         .into())
     }
@@ -486,7 +488,10 @@ mod tests {
     fn machines_stand_beside_profiles_and_are_found_by_name() {
         let project = project();
         assert_eq!(project.profiles.keys().collect::<Vec<_>>(), ["agent", "server"]);
-        assert_eq!(project.machines.keys().collect::<Vec<_>>(), ["edge", "server-metal"]);
+        assert_eq!(
+            project.machines.keys().collect::<Vec<_>>(),
+            ["agent-vm", "edge", "server-metal", "server-node"]
+        );
         let edge = project.profile("edge").unwrap();
         assert_eq!((edge.role(), edge.base.as_deref()), (None, None));
         assert_eq!(edge.file, "qemu/machines/edge.toml");

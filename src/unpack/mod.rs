@@ -147,13 +147,7 @@ pub fn unpack(store: &Store, package: &LockedPackage, threads: u32) -> Result<Un
 ///
 /// # Errors
 /// The folder holds what is neither file, folder nor link.
-pub fn folder(
-    store: &Store,
-    key: &StepKey,
-    from: &Path,
-    info: Info,
-    needs: Vec<String>,
-) -> Result<Unpacked> {
+pub fn folder(store: &Store, key: &StepKey, from: &Path, info: Info, needs: Vec<String>) -> Result<Unpacked> {
     let name = info.name.clone();
     let outcome = store
         .step(
