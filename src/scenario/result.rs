@@ -50,6 +50,9 @@ pub struct Run {
     pub findings: Vec<Finding>,
     /// What went wrong outside of any step: QEMU ended, a limit of the whole run, Ctrl-C. Each one fails the run.
     pub incidents: Vec<Incident>,
+    /// What fails nothing, but should be put right, such as an entry of the allow-list that nothing needs any more.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// The cables.
     pub links: Vec<Link>,
     /// The most memory that kiln itself used (VmHWM of proc_pid_status(5)); QEMU is not in it.
@@ -552,6 +555,7 @@ impl Run {
             invariants: Vec::new(),
             findings: Vec::new(),
             incidents: Vec::new(),
+            warnings: Vec::new(),
             links: Vec::new(),
             peak_memory_kib: 0,
             verdict: Verdict::default(),

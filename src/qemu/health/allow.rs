@@ -29,6 +29,15 @@ pub enum Problem {
     Unused,
 }
 
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Problem::Expired => "is over: it lets nothing pass any more",
+            Problem::Unused => "was not needed: nothing matched it",
+        })
+    }
+}
+
 /// All entries of a run, for all its machines.
 #[derive(Debug, Default)]
 pub struct AllowList(Vec<Entry>);

@@ -138,6 +138,11 @@ pub fn run(setup: &Setup<'_>) -> Result<Run> {
             Ok(())
         });
         finish(&context, &cluster, setup, &mut told, stuck);
+        // Of a run that ended early it is not known what it would have needed.
+        for (entry, problem) in allow.problems(told.verdict.outcome.is_passed()) {
+            told.warnings
+                .push(format!("the allow-list's `{}` (until {}) {problem}", entry.pattern, entry.until));
+        }
         if let Some(hold) = setup.hold {
             let shells = cluster.nodes().filter_map(|node| {
                 Some(Attach { node: node.name().to_owned(), socket: node.socket(SHELL)? })

@@ -177,6 +177,10 @@ mod tests {
     fn a_script_is_judged_by_its_code_its_output_and_a_pattern() {
         let plain = Expect::default();
         assert_eq!(why(&output(0, "x", ""), &plain, None), None);
+        // Every command ends its line, so `$` is before that.
+        let whole = Expect { matches: Some("^6[.]12$".parse().unwrap()), ..Expect::default() };
+        assert_eq!(why(&output(0, "6.12\n", ""), &whole, None), None);
+        assert!(why(&output(0, "6.12.1\n", ""), &whole, None).is_some());
         assert_eq!(
             why(&output(3, "", "a\nno such file\n"), &plain, None).unwrap(),
             "n1: it ended with code 3: no such file"

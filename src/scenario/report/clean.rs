@@ -78,7 +78,7 @@ macro_rules! texts {
 
 texts! {
     Run {
-        kiln_version scenario started host accelerator images nodes steps faults invariants findings incidents links verdict;
+        kiln_version scenario started host accelerator images nodes steps faults invariants findings incidents warnings links verdict;
         schema seed duration_ms peak_memory_kib
     }
     Scenario { name description file sha256 }

@@ -124,6 +124,9 @@ impl Progress {
         for skip in skips(run) {
             ui.notice("Skipped", format!("{} {}: {}", skip.count, skip.what, text::first_line(&skip.why)));
         }
+        for warning in &run.warnings {
+            ui.warn(text::first_line(warning));
+        }
         ui.status("Report", files.html.display().to_string());
         if run.verdict.outcome.is_failed() {
             for log in run.nodes.iter().filter_map(|node| node.console_log.as_deref()) {
@@ -258,7 +261,10 @@ impl Events for Progress {
     }
 
     fn step_began(&self, number: u32, name: &str, nodes: &[String]) {
-        let bar = self.ui.live().then(|| self.ui.state_line(&format!("Step {number}/{}", self.steps)));
+        let bar = self
+            .ui
+            .live()
+            .then(|| self.ui.state_line(&format!("Step {}/{}", number.min(self.steps), self.steps)));
         if let Some(bar) = &bar {
             bar.message(one_line(&format!("{name} ({})", nodes.join(", "))));
         }
@@ -283,7 +289,10 @@ impl Events for Progress {
 
     fn step_ended(&self, step: &Step) {
         drop(self.shared().running.remove(&step.number));
-        let line = format!("{}/{} {}", step.number, self.steps, step.name);
+        // The last one is no step of the scenario: every run ends with it.
+        let number =
+            if step.number > self.steps { String::new() } else { format!("{}/{} ", step.number, self.steps) };
+        let line = format!("{number}{}", step.name);
         let took = human_time(Duration::from_millis(step.duration_ms));
         match &step.outcome {
             Outcome::Passed if step.attempts > 1 => {

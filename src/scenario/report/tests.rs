@@ -1,9 +1,11 @@
 //! Tests of all formats on the same made-up runs.
 
 use super::clean::clean;
+use super::live::Progress;
 use super::sample::{HOSTILE, hostile, large, rich};
-use super::{html, json, junit};
+use super::{Files, html, json, junit};
 use crate::scenario::result::{Outcome, Run, Scenario};
+use crate::ui::{Ui, Verbosity};
 
 /// The most that a page may be, in bytes.
 const PAGE: usize = 2_000_000;
@@ -117,6 +119,17 @@ fn hostile_text_stays_text_in_the_page() {
         assert!(!page.contains(c), "{c:?}");
     }
     assert!(!page.contains(HOSTILE));
+}
+
+#[test]
+fn warnings_stand_in_the_page_and_on_the_terminal_and_fail_nothing() {
+    let run = Run { warnings: vec!["the allow-list's `x<y` is over".to_owned()], ..rich() };
+    assert!(html::render(&clean(&run)).contains("the allow-list's `x&lt;y` is over"));
+    assert!(!html::render(&clean(&rich())).contains("Warnings"));
+    let (ui, lines) = Ui::kept(Verbosity::Normal, false);
+    let files = Files { folder: "r".into(), json: "r/j".into(), junit: "r/u".into(), html: "r/h".into() };
+    Progress::new(&ui, &[], 1).finish(&run, &files);
+    assert!(lines.lock().unwrap().contains("warning the allow-list's `x<y` is over"));
 }
 
 #[test]

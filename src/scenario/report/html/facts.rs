@@ -63,6 +63,19 @@ impl Page<'_> {
         }
     }
 
+    pub(super) fn warnings(&self) -> Markup {
+        if self.run.warnings.is_empty() {
+            return html! {};
+        }
+        html! {
+            section #warnings {
+                h2 { "Warnings" }
+                ul { @for warning in self.run.warnings.iter().take(ROWS) { li { (warning) } } }
+                (more(self.run.warnings.len()))
+            }
+        }
+    }
+
     pub(super) fn links(&self) -> Markup {
         if self.run.links.is_empty() {
             return html! {};

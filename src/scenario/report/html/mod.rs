@@ -72,6 +72,7 @@ impl Page<'_> {
                     main {
                         (failures)
                         (self.skipped())
+                        (self.warnings())
                         (self.timeline())
                         (self.steps())
                         (self.happenings())
