@@ -89,7 +89,8 @@ pub fn depmod(tree: &mut Tree, version: &str) -> Result<Modules, DepmodError> {
     let modinfo = bytes(tree, &format!("{base}/modules.builtin.modinfo"))?.unwrap_or_default();
 
     let mut modules = load(tree, &base, &order)?;
-    if modules.is_empty() {
+    // A kernel may have everything built in; then it has a list of that.
+    if modules.is_empty() && builtin.is_empty() {
         return Err(DepmodError::NoModules(version.to_owned()));
     }
     let owner_of = link(&mut modules);
@@ -390,6 +391,16 @@ mod tests {
         let error = depmod(&mut tree(&[("a.ko", cut)]), "6.1").unwrap_err();
         assert!(matches!(error, DepmodError::Module { .. }), "{error}");
         assert!(matches!(depmod(&mut Tree::new(), "6.1"), Err(DepmodError::NoModules(_))));
+        let mut builtin = Tree::new();
+        put(
+            &mut builtin,
+            "usr/lib/modules/6.1/modules.builtin",
+            Entry::file(0o644, "kernel/fs/erofs/erofs.ko\n", ""),
+        )
+        .unwrap();
+        let all = depmod(&mut builtin, "6.1").unwrap();
+        assert!(all.by_name.is_empty() && all.builtin.contains_key("erofs"));
+        assert!(builtin.get("usr/lib/modules/6.1/modules.builtin.bin").is_some());
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod common;
 mod disk;
 mod edge;
 mod kernel;
+mod linux;
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};

@@ -88,6 +88,32 @@ fn the_scenario_faults_passes_with_a_handful_of_power_cuts() {
     assert!(told.nodes.iter().map(cut).sum::<usize>() >= 3);
 }
 
+#[test]
+fn the_kernel_vm_from_source_boots_and_does_what_the_features_of_a_node_need() {
+    let told = passes("kernel-vm", &[]);
+    let kernel = |node: &str| {
+        let node = told.nodes.iter().find(|n| n.name == node).unwrap();
+        node.boots[0].timeline.as_ref().unwrap().kernel_ms
+    };
+    println!("kernel to first program: {:?} ms, Debian's {:?} ms", kernel("own"), kernel("debian"));
+}
+
+#[test]
+fn the_kernel_node_from_source_boots_from_every_bus() {
+    // Compiling it takes most of an hour on two cores; where somebody did that already, it is proven like the others.
+    let list =
+        images::kiln().args(["recipe", "list", "--json", "-C"]).arg(images::project()).output().unwrap();
+    let list = Run::of(&list).ok().json();
+    let node = list.as_array().unwrap().iter().find(|recipe| recipe["name"] == "linux-node").unwrap();
+    if node["state"] != "built" {
+        println!(
+            "skipped: the kernel node is not in the store; `kiln recipe build linux-node` puts it there"
+        );
+        return;
+    }
+    passes("kernel-node", &[]);
+}
+
 /// A scenario of one node, written to a file.
 fn scenario(folder: &Path, name: &str, steps: &str) -> PathBuf {
     let path = folder.join(format!("{name}.toml"));
