@@ -7,8 +7,10 @@ use crate::common::archive::Archive;
 use crate::common::mirror::Mirror;
 use crate::common::run::{Env, Run};
 
-const VERBS: [&str; 13] =
-    ["build", "run", "update", "outdated", "recipe", "store", "diff", "why", "kernel", "sbom", "doctor", "init", "dev"];
+const VERBS: [&str; 13] = [
+    "build", "run", "update", "outdated", "recipe", "store", "diff", "why", "kernel", "sbom", "doctor",
+    "init", "dev",
+];
 
 #[test]
 fn help_of_the_program_lists_every_verb() {
