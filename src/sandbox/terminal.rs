@@ -1,8 +1,9 @@
 //! A person in a sandbox: a terminal of its own for the program, joined to that of kiln.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
@@ -13,7 +14,12 @@ use crate::error::Failure;
 use crate::sys::{self, RawTerminal};
 
 /// Enter, and Ctrl-D at the beginning of the line: the end of input, for a terminal.
-const END_OF_INPUT: &[u8] = b"\n\x04";
+const END_OF_INPUT: [&[u8]; 2] = [b"\n", b"\x04"];
+/// It is said again after this, then after twice as long: a terminal that gets it as lines and is read by keys, as when a shell begins to
+/// edit one, gives a zero in its place (n_tty.c, `__DISABLED_CHAR`).
+const AGAIN: Duration = Duration::from_millis(200);
+/// What is never read fills the terminal's queue, and then writing to it would wait for ever.
+const AGAIN_MOST: Duration = Duration::from_secs(10);
 
 /// Runs `plan`, whose [`Plan::terminal`] is set, and passes what is typed to the program and what it writes to `show`. Works without a
 /// terminal too: then stdin is what is typed.
@@ -37,6 +43,7 @@ pub fn enter(plan: &Plan, folder: &Path, show: &dyn Fn(&[u8])) -> Result<Report,
     let raw = RawTerminal::enter().map_err(|e| broken("taking the terminal", e))?;
     let stdin = std::io::stdin();
     let (mut typing, mut chunk) = (true, [0; 4096]);
+    let (mut ended, mut again) = (Instant::now(), AGAIN);
     loop {
         if raw.is_none() {
             sys::check_interrupt()?;
@@ -63,9 +70,16 @@ pub fn enter(plan: &Plan, folder: &Path, show: &dyn Fn(&[u8])) -> Result<Report,
         if typed && typing {
             let count = stdin.lock().read(&mut chunk).map_err(|e| broken("reading the terminal", e))?;
             typing = count > 0;
-            let bytes = if typing { chunk.get(..count).unwrap_or_default() } else { END_OF_INPUT };
+            let [line, end] = END_OF_INPUT;
             // A program that is gone is seen when its side is read.
-            let _ = std::io::Write::write_all(&mut ours, bytes);
+            let _ = match chunk.get(..count) {
+                Some(bytes) if typing => ours.write_all(bytes),
+                _ => ours.write_all(line).and_then(|()| ours.write_all(end)),
+            };
+            ended = Instant::now();
+        } else if !typing && ended.elapsed() > again {
+            let _ = ours.write_all(END_OF_INPUT[1]);
+            (ended, again) = (Instant::now(), (again * 2).min(AGAIN_MOST));
         }
     }
 }

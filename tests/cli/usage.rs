@@ -7,7 +7,7 @@ use crate::common::archive::Archive;
 use crate::common::mirror::Mirror;
 use crate::common::run::{Env, Run};
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
     "build", "run", "update", "outdated", "recipe", "store", "diff", "why", "kernel", "sbom", "doctor",
     "init", "dev",
 ];

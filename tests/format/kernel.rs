@@ -134,7 +134,7 @@ fn the_fragments_of_kernels_from_source_ask_only_for_symbols_that_linux_6_12_kno
 /// Runs the verb on a copy of the project whose server has `kernel` as the end of its profile.
 fn with_server(kernel: &str, args: &[&str]) -> Run {
     let dir = tempfile::tempdir_in(images::folder()).unwrap();
-    for part in ["images", "profiles"] {
+    for part in ["images", "profiles", "qemu"] {
         images::copy(&images::project().join(part), &dir.path().join(part));
     }
     let profile = dir.path().join("profiles/server.toml");

@@ -13,7 +13,7 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("recipe-").tempdir_in(images::folder()).unwrap();
-        for part in ["images", "profiles"] {
+        for part in ["images", "profiles", "qemu"] {
             images::copy(&images::project().join(part), &dir.path().join("project").join(part));
         }
         fs_err::create_dir_all(dir.path().join("project/images/recipes")).unwrap();

@@ -102,6 +102,29 @@ fn a_failed_build_keeps_its_folder_only_when_asked() {
     assert!(!folder.exists(), "a build that passes clears what a failed one left");
 }
 
+#[test]
+fn the_end_of_what_is_typed_ends_the_shell_though_a_program_runs_in_it_just_then() {
+    let lab = Lab::of("typed", "exit 4", "");
+    lab.kiln(&["build", "typed", "--keep-failed"]).fails(5, &["kiln recipe enter typed"]);
+    let begun = images::store().join("failed/typed/build/begun");
+    let mut enter = lab.command(&["enter", "typed"]).stdin(std::process::Stdio::piped()).spawn().unwrap();
+    let mut typing = enter.stdin.take().unwrap();
+    std::io::Write::write_all(&mut typing, b"touch begun; sleep 1\n").unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    let wait_for = |done: &mut dyn FnMut() -> bool| {
+        while !done() {
+            assert!(Instant::now() < end, "the shell goes on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait_for(&mut || begun.exists());
+    std::io::Write::write_all(&mut typing, b"echo the $((1 + 1))nd line").unwrap();
+    drop(typing);
+    wait_for(&mut || enter.try_wait().unwrap().is_some());
+    let run = Run::of(&enter.wait_with_output().unwrap()).ok();
+    assert!(run.stdout.contains("the 2nd line"), "{}", run.text());
+}
+
 /// Starts a build that runs for ever, and sends `signal` to kiln once its script runs.
 fn disturb(name: &str, signal: Signal, code: i32) {
     let word = format!("kiln-{name}-{}", std::process::id());
