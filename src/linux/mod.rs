@@ -85,7 +85,7 @@ fn asked(kernel: &KernelSource) -> Result<Asked> {
     Ok(asked)
 }
 
-fn recipe_of(name: String, kernel: &KernelSource, script: &str, text: &str) -> Recipe {
+fn recipe_of(name: String, kernel: &KernelSource, parts: &str, script: &str, text: &str) -> Recipe {
     let file = |bytes: &[u8]| RecipeFile { bytes: bytes.to_vec(), executable: false };
     let list: String = kernel.patches.iter().map(|patch| format!("{patch}\n")).collect();
     let mut files = BTreeMap::from([
@@ -101,7 +101,11 @@ fn recipe_of(name: String, kernel: &KernelSource, script: &str, text: &str) -> R
         script: script.to_owned(),
         outputs: Vec::new(),
         time: kernel.time.clone(),
-        env: BTreeMap::from([("ARCH".to_owned(), kernel.arch.kbuild().to_owned())]),
+        env: BTreeMap::from([
+            ("ARCH".to_owned(), kernel.arch.kbuild().to_owned()),
+            ("SRCARCH".to_owned(), kernel.arch.srcarch().to_owned()),
+            ("KERNEL_PARTS".to_owned(), parts.to_owned()),
+        ]),
         inputs: BTreeMap::from([(
             "source".to_owned(),
             Input { set: Some(kernel.source.clone()), ..Input::default() },
@@ -113,7 +117,7 @@ fn recipe_of(name: String, kernel: &KernelSource, script: &str, text: &str) -> R
 }
 
 fn config_recipe(name: &str, kernel: &KernelSource, asked: &Asked) -> Recipe {
-    let mut recipe = recipe_of(config_name(name), kernel, "config.sh", CONFIG);
+    let mut recipe = recipe_of(config_name(name), kernel, "config", "config.sh", CONFIG);
     let text = asked.over(&Config::default()).to_string();
     recipe
         .files
@@ -129,7 +133,7 @@ fn config_recipe(name: &str, kernel: &KernelSource, asked: &Asked) -> Recipe {
 }
 
 fn build_recipe(name: &str, kernel: &KernelSource) -> Recipe {
-    let mut recipe = recipe_of(recipe_name(name), kernel, "build.sh", BUILD);
+    let mut recipe = recipe_of(recipe_name(name), kernel, "build", "build.sh", BUILD);
     let image = match kernel.arch {
         Arch::Amd64 => "bzImage",
         // A compressed kernel that is an EFI program as well.
