@@ -1,5 +1,7 @@
 //! `kiln kernel`.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
@@ -8,6 +10,7 @@ use super::Context;
 use crate::arch::Arch;
 use crate::contract::diff::diff;
 use crate::contract::named::Named;
+use crate::contract::show::{self, Shown};
 use crate::contract::{Table, stage};
 use crate::error::{Failure, Kind};
 use crate::kernel;
@@ -117,21 +120,23 @@ fn check(context: &Context, profile: Option<&str>, arch: Arch) -> Result<()> {
     }
     if context.ui.json() {
         context.ui.result_json(&checked)?;
-    }
-    let mut unmet = Vec::new();
-    for Checked { profile, kernel, table } in &checked {
-        let (features, rows) = (table.features.len(), table.rows.len());
-        let lacking = table.unmet().count();
-        if !context.ui.json() {
-            context.ui.result(format!(
-                "{profile} ({arch}): {kernel}, {features} features, {rows} demands, {lacking} not met"
-            ));
-            table.lines().into_iter().for_each(|line| context.ui.result(line));
+    } else {
+        let mut all: Vec<Shown<'_>> = Vec::new();
+        for Checked { profile, kernel, table } in &checked {
+            // Roles with the same kernel and features are the rule: one table is enough for them.
+            match all.iter_mut().find(|shown| shown.kernel == kernel && shown.table == table) {
+                Some(shown) => shown.profiles.push(profile),
+                None => all.push(Shown { profiles: vec![profile], arch, kernel, table }),
+            }
         }
-        if !table.met {
-            unmet.push(format!("{profile} ({lacking})"));
-        }
+        show::lines(&all).into_iter().for_each(|line| context.ui.result(line));
     }
+    let lacks = |c: &&Checked| !c.table.met;
+    let unmet: Vec<String> = checked
+        .iter()
+        .filter(lacks)
+        .map(|c| format!("{} ({})", c.profile, c.table.unmet().count()))
+        .collect();
     if unmet.is_empty() {
         return Ok(());
     }
@@ -184,10 +189,19 @@ fn features(context: &Context) -> Result<()> {
         return context.ui.result_json(&listed);
     }
     let width = listed.iter().map(|l| l.feature.len()).max().unwrap_or(0);
-    for l in listed {
-        let profiles =
-            if l.profiles.is_empty() { String::new() } else { format!(" [{}]", l.profiles.join(", ")) };
-        context.ui.result(format!("{:width$}  {}{profiles}", l.feature, l.description));
+    let mut groups: BTreeMap<&[String], Vec<String>> = BTreeMap::new();
+    for l in &listed {
+        let line = format!("  {:width$}  {}", l.feature, l.description);
+        groups.entry(&l.profiles).or_default().push(line);
+    }
+    // What nobody asks for is the longest part, and the least.
+    for (profiles, lines) in groups.iter().rev() {
+        context.ui.result(match profiles {
+            [] => "no profile asks for:".to_owned(),
+            [one] => format!("{one} asks for:"),
+            several => format!("{} ask for:", several.join(", ")),
+        });
+        lines.iter().for_each(|line| context.ui.result(line));
     }
     Ok(())
 }

@@ -129,40 +129,6 @@ impl Table {
     pub fn unmet(&self) -> impl Iterator<Item = &Row> {
         self.rows.iter().filter(|row| !row.verdict.is_met())
     }
-
-    /// For people: columns, and under each row that is not met what the kernel has and what would help.
-    pub fn lines(&self) -> Vec<String> {
-        let head = ["FEATURE", "SYMBOL", "WANTED", "HAS", "MODULE", "VERDICT", "SOURCE"].map(str::to_owned);
-        let cells = |row: &Row| {
-            let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-            let (has, module) = (or_dash(&row.has), or_dash(&row.module));
-            let verdict = row.verdict.to_string();
-            [
-                row.feature.clone(),
-                row.symbol.clone(),
-                row.wanted.clone(),
-                has,
-                module,
-                verdict,
-                row.source.clone(),
-            ]
-        };
-        let table: Vec<[String; 7]> = std::iter::once(head).chain(self.rows.iter().map(cells)).collect();
-        let width = |column: usize| table.iter().map(|c| c[column].len()).max().unwrap_or(0);
-        let widths: [usize; 6] = std::array::from_fn(width);
-        let line = |cells: &[String; 7]| {
-            let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  "));
-            padded.chain([cells[6].clone()]).collect::<String>()
-        };
-        let mut lines = Vec::with_capacity(table.len());
-        for (cells, row) in table.iter().zip(std::iter::once(None).chain(self.rows.iter().map(Some))) {
-            lines.push(line(cells));
-            let Some(row) = row else { continue };
-            lines.extend(row.finding.iter().map(|finding| format!("  {finding}")));
-            lines.extend(row.remedy.iter().map(|remedy| format!("  -> {remedy}")));
-        }
-        lines
-    }
 }
 
 /// Holds `features` and all that they need against a kernel. Fails only if there is no such feature.

@@ -6,7 +6,7 @@
 //! /boot/config-RELEASE of the package  what the kernel was built with                                  [config]
 //! the modules that the filter keeps    what the image can load
 //!       |
-//! one row per feature and symbol       ok, missing, dropped, unknown, gone                             [check]
+//! one row per feature and symbol       ok, missing, dropped, unknown, gone                             [check], [show]
 //! a script for a node                  the same, seen on the running kernel                            [probe]
 //! ```
 //!
@@ -23,6 +23,7 @@ pub mod fragment;
 pub mod kconfig;
 pub mod named;
 pub mod probe;
+pub mod show;
 pub mod stage;
 
 pub use check::{Dropped, ModuleSet, Offer, Row, Table, Verdict, check};

@@ -28,8 +28,8 @@ pub struct Named {
 }
 
 impl Named {
-    /// Finds what `name` means: a profile or a machine of scenarios; a kernel from source (`linux-vm`); else a manifest or an image beside one; else a .config file. `out` is the folder of images,
-    /// `arch` the machine where `name` does not tell.
+    /// Finds what `name` means: a profile or a machine of scenarios; a kernel from source (`linux-vm`); else a manifest or an image
+    /// beside one; else a .config file. `out` is the folder of images, `arch` the machine where `name` does not tell.
     pub fn find(work: &Work<'_>, name: &str, arch: Arch, out: &Path) -> Result<Self> {
         if work.project.find_image(name).is_some() {
             return Self::of_profile(work, name, arch, out);
@@ -53,7 +53,8 @@ impl Named {
             Kind::Input,
             format!("`{name}` is no profile, no kernel from source, no image and no .config file"),
         );
-        if let Some(near) = crate::spec::nearest(name, work.project.profiles.keys().map(String::as_str)) {
+        if let Some(near) = crate::spec::nearest(name, work.project.images().map(|image| image.name.as_str()))
+        {
             failure = failure.hint(format!("did you mean `{near}`?"));
         }
         Err(failure.hint("name a profile, a manifest such as out/server.json, or a .config file").into())

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use super::check::{Dropped, LINUX, ModuleSet, Offer, Table, Verdict, check};
 use super::config::{Config, Value, Version};
+use super::show::problem;
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
 use crate::kernel::Kernel;
@@ -125,19 +126,9 @@ pub fn demand(profile: &Profile, arch: Arch, kernel: &Kernel, table: &Table) -> 
         profile.name,
         table.unmet().count()
     );
-    for row in table.unmet() {
-        let what = match row.symbol.as_str() {
-            LINUX => format!("Linux {}", row.wanted),
-            symbol => format!("CONFIG_{symbol}={}", row.wanted),
-        };
-        let found = row.finding.as_deref().unwrap_or_default();
-        text.push_str(&format!(
-            "\n  {} ({}) needs {what}: {found}\n    for: {} [{}]",
-            row.feature, row.component, row.why, row.source
-        ));
-        if let Some(remedy) = &row.remedy {
-            text.push_str(&format!("\n    -> {remedy}"));
-        }
+    for line in table.unmet().flat_map(problem) {
+        text.push('\n');
+        text.push_str(&line);
     }
     Err(Failure::new(Kind::Input, text)
         .hint(format!("`kiln kernel check --profile {} --arch {arch}` prints the whole table", profile.name))

@@ -9,6 +9,7 @@ use super::config::{Config, ConfigError, Value, Version};
 use super::data::{Component, Contracts, DataError};
 use super::diff::diff;
 use super::probe::{Finding, probe_script};
+use super::show::{self, Shown};
 use crate::arch::Arch;
 
 const CONFIG: &str = "#
@@ -234,21 +235,38 @@ fn a_module_must_be_in_the_image_and_an_early_one_in_the_initrd() {
 #[test]
 fn the_table_says_what_is_wanted_found_and_what_would_help() {
     let table = judged(&["net.netkit", "net.tunnel"], "CONFIG_NET=y\nCONFIG_DISK=m\n", "6.6", None);
-    insta::assert_snapshot!(table.lines().join("\n"), @"
-    FEATURE     SYMBOL    WANTED        HAS  MODULE  VERDICT  SOURCE
-    base.all    DISK      y or m        m    disk    ok       Linux 6.12
-    base.all    NET       y             y    -       ok       Linux 6.12
-    net.netkit  linux     6.8 or later  6.6  -       unknown  https://net.example/needs
-      Linux 6.6 cannot do it yet
-      -> a kernel of Linux 6.8 or later
-    net.netkit  NETKIT    y             -    -       unknown  https://net.example/needs
-      unknown to Linux 6.6: it came with 6.7
-      -> a kernel of Linux 6.7 or later
-    net.netkit  OLD_MODE  y             -    -       gone     an old page
-      unknown to Linux 6.6: gone since 5.2
-    net.tunnel  VXLAN     y or m        -    vxlan   missing  https://net.example/needs
-      it is hidden: an option that it depends on is off
-      -> a kernel with CONFIG_VXLAN=y or =m
+    let shown = Shown { profiles: vec!["one", "two"], arch: Arch::Amd64, kernel: "6.6.1-net", table: &table };
+    insta::assert_snapshot!(show::lines(&[shown]).join("\n"), @"
+    one, two (amd64): Linux 6.6.1-net
+      3 features, 6 demands: 3 NOT MET
+
+    not met by the kernel of one, two (amd64):
+      net.netkit (Net 1.0) needs Linux 6.8 or later: Linux 6.6 cannot do it yet
+        for: fast devices [https://net.example/needs]
+        -> a kernel of Linux 6.8 or later
+      net.netkit (Net 1.0) needs CONFIG_NETKIT=y: unknown to Linux 6.6: it came with 6.7
+        for: the devices [https://net.example/needs]
+        -> a kernel of Linux 6.7 or later
+      net.tunnel (Net 1.0) needs CONFIG_VXLAN=y or m: it is hidden: an option that it depends on is off
+        for: the tunnel [https://net.example/needs]
+        -> a kernel with CONFIG_VXLAN=y or =m
+
+    FEATURE     WANTED        HAS  MODULE  VERDICT  SOURCE
+    base.all (Base)
+      DISK      y or m        m    disk    ok       1
+      NET       y             y    -       ok       1
+    net.netkit (Net 1.0)
+      linux     6.8 or later  6.6  -       UNKNOWN  2
+      NETKIT    y             -    -       UNKNOWN  2
+      OLD_MODE  y             -    -       gone     3
+        unknown to Linux 6.6: gone since 5.2
+    net.tunnel (Net 1.0)
+      VXLAN     y or m        -    vxlan   MISSING  2
+
+    SOURCES
+      1  Linux 6.12
+      2  https://net.example/needs
+      3  an old page
     ");
 }
 

@@ -4,6 +4,7 @@
 //! and what is known of the images. The script may fail to find a fact, but its exit code is 0; so that a fact that is missing is
 //! judged like a wrong one. What the checks mean is said at [`Check`].
 
+mod contract;
 mod disk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,8 @@ pub struct Known<'a> {
     pub profiles: &'a BTreeMap<Name, &'a Profile>,
     /// The manifest of each node's image.
     pub manifests: &'a BTreeMap<Name, &'a Manifest>,
+    /// The script that confirms the kernel contract of each node.
+    pub probes: &'a BTreeMap<Name, &'a str>,
 }
 
 /// What a node answered.
@@ -143,6 +146,7 @@ impl Check {
             Check::Clock => CLOCK.to_owned(),
             Check::ReadonlyRoot => READONLY_ROOT.to_owned(),
             Check::Disk => disk::SCRIPT.to_owned(),
+            Check::Contract => contract::script(known, node),
             Check::Reach => reach_script(known, node),
             Check::Sysctls => {
                 let keys = known.profiles.get(&node.name).into_iter().flat_map(|p| p.layer.sysctl.keys());
@@ -165,6 +169,7 @@ impl Check {
                 Check::Reach => reach(known, node, &facts, &mut verdict),
                 Check::ReadonlyRoot => readonly_root(node, &facts, &mut verdict),
                 Check::Disk => disk::judge(known, node, &facts, &mut verdict),
+                Check::Contract => contract::judge(known, node, &facts, &mut verdict),
                 Check::Sysctls => sysctls(known, node, &facts, &mut verdict),
             }
         }

@@ -15,6 +15,7 @@ use super::report::{self, Files};
 use super::result::Run;
 use super::spec::Scenario;
 use crate::arch::Arch;
+use crate::contract::probe_script;
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
 use crate::pipeline::{self, Target};
@@ -142,7 +143,8 @@ fn bake(work: &Work<'_>, scenario: &Scenario, options: &Options, images: &mut Im
             let fix = format!("run `kiln build --profile {}`, or leave out --no-build", profile.name);
             return Err(Failure::new(Kind::Input, what).hint(fix).into());
         };
-        images.insert(key, Image { path: target.raw(), manifest, profile: profile.clone() });
+        let probes = probe_script(&work.project.contracts, &profile.layer.kernel.features, target.arch)?;
+        images.insert(key, Image { path: target.raw(), manifest, profile: profile.clone(), probes });
     }
     Ok(())
 }

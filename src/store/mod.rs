@@ -245,7 +245,7 @@ fn lock_file(path: &Path) -> Result<File> {
 /// Removes a folder whose files and sub-folders may be read-only. Something that is gone already is fine.
 ///
 /// Folders below are brought to the top one by one, so that it does not matter how deep they lie: a build can make some whose path no
-/// system call takes.
+/// system call takes. Where they cannot be moved, in a lower layer of an overlay (overlayfs.rst, "Renaming directories"), they go from below.
 fn remove_tree(path: &Path) -> Result<()> {
     use rustix::fs::{
         AtFlags, CWD, Dir, FileType, Mode, OFlags, chmodat, openat, renameat, statat, unlinkat,
@@ -265,6 +265,7 @@ fn remove_tree(path: &Path) -> Result<()> {
         let mut number = 0_u64;
         while let Some(folder) = folders.pop() {
             let at_top = folder.as_c_str() == c".";
+            let mut again = false;
             let open = openat(&top, &folder, flags, Mode::empty())?;
             for entry in Dir::read_from(&open)? {
                 let entry = entry?;
@@ -292,6 +293,14 @@ fn remove_tree(path: &Path) -> Result<()> {
                     let to = std::ffi::CString::new(format!("{number}.removed")).unwrap_or_default();
                     match renameat(&open, name, &top, &to) {
                         Ok(()) => folders.push(to),
+                        Err(Errno::XDEV) => {
+                            if !again {
+                                again = true;
+                                folders.push(folder.clone());
+                            }
+                            let below = [folder.as_bytes(), b"/", name.to_bytes()].concat();
+                            folders.push(std::ffi::CString::new(below).unwrap_or_default());
+                        }
                         // Somebody had that idea before.
                         Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => continue,
                         Err(error) => return Err(error),
@@ -299,7 +308,7 @@ fn remove_tree(path: &Path) -> Result<()> {
                     break;
                 }
             }
-            if !at_top {
+            if !at_top && !again {
                 unlinkat(&top, &folder, AtFlags::REMOVEDIR).or_else(gone)?;
             }
         }

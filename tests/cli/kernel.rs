@@ -104,13 +104,25 @@ fn a_kernel_with_all_that_is_asked_for_passes_and_each_demand_is_a_row() {
     let (env, _mirror) = project(&["cilium.tunnel", "cilium.past", "cilium.root"], KEEPS_EROFS);
     let run = env.kiln(&["kernel", "check", "--profile", "server"]).ok();
     insta::assert_snapshot!(run.stdout, @r"
-    server (amd64): 6.12.9+test, 4 features, 4 demands, 0 not met
-    FEATURE        SYMBOL          WANTED  HAS  MODULE  VERDICT  SOURCE
-    cilium.base    BPF             y       y    -       ok       https://docs.example/base
-    cilium.past    CARRIER_PIGEON  y       -    -       gone     https://docs.example/past
-      unknown to Linux 6.12: gone since 5.2
-    cilium.root    EROFS_FS        y or m  m    erofs   ok       https://docs.example/root
-    cilium.tunnel  VXLAN           y or m  m    vxlan   ok       https://docs.example/tunnel
+    server (amd64): Linux 6.12.9+test
+      4 features, 4 demands: all met
+
+    FEATURE           WANTED  HAS  MODULE  VERDICT  SOURCE
+    cilium.base (Cilium 1.18)
+      BPF             y       y    -       ok       1
+    cilium.past (Cilium 1.18)
+      CARRIER_PIGEON  y       -    -       gone     2
+        unknown to Linux 6.12: gone since 5.2
+    cilium.root (Cilium 1.18)
+      EROFS_FS        y or m  m    erofs   ok       3
+    cilium.tunnel (Cilium 1.18)
+      VXLAN           y or m  m    vxlan   ok       4
+
+    SOURCES
+      1  https://docs.example/base
+      2  https://docs.example/past
+      3  https://docs.example/root
+      4  https://docs.example/tunnel
     ");
 
     let value = env.kiln(&["kernel", "check", "--json"]).ok().json();
@@ -163,8 +175,28 @@ fn a_build_with_a_kernel_that_lacks_something_says_who_needs_it_and_what_would_h
     assert!(!env.path("project/out/server.raw").exists());
 
     // The table has the same answers and ends as a check that did not pass.
-    let run = env.kiln(&["kernel", "check", "--profile", "server"]);
-    run.fails_with_result(7, &["cilium.netkit", "it is not set", "not met: server (5)"]);
+    let run = env
+        .kiln(&["kernel", "check", "--profile", "server"])
+        .fails_with_result(7, &["cilium.netkit", "it is not set", "not met: server (5)"]);
+    let first: Vec<&str> = run.stdout.lines().take(5).collect();
+    assert_eq!(
+        first,
+        [
+            "server (amd64): Linux 6.12.9+test",
+            "  5 features, 6 demands: 5 NOT MET",
+            "",
+            "not met by the kernel of server (amd64):",
+            "  cilium.future (Cilium 1.18) needs Linux 7.5 or later: Linux 6.12 cannot do it yet",
+        ]
+    );
+    // Profiles with one result share a table.
+    let profile = env.read("project/profiles/server.toml");
+    env.write("project/profiles/twin.toml", profile);
+    env.kiln(&["update"]).ok();
+    let run = env
+        .kiln(&["kernel", "check"])
+        .fails_with_result(7, &["server, twin (amd64): Linux 6.12.9+test", "not met: server (5), twin (5)"]);
+    assert_eq!(run.stdout.matches("\nFEATURE ").count(), 1, "{}", run.text());
 }
 
 #[test]
@@ -210,8 +242,17 @@ fn a_contract_with_a_mistake_is_shown_with_its_place() {
 fn features_are_listed_with_the_profiles_that_ask_for_them() {
     let (env, _mirror) = project(&["cilium.tunnel"], "");
     let run = env.kiln(&["kernel", "features"]).ok();
-    assert!(run.stdout.contains("cilium.base       the datapath [server]\n"), "{}", run.text());
-    assert!(run.stdout.contains("cilium.netkit     fast devices\n"), "{}", run.text());
+    insta::assert_snapshot!(run.stdout, @r"
+    server asks for:
+      cilium.base       the datapath
+      cilium.tunnel     packets in packets
+    no profile asks for:
+      cilium.future     not yet
+      cilium.netkit     fast devices
+      cilium.past       not any more
+      cilium.root       the root
+      cilium.wireguard  encryption
+    ");
     let value = env.kiln(&["kernel", "features", "--json"]).ok().json();
     assert_eq!(value[4]["feature"], "cilium.root", "{value}");
     assert_eq!(value.as_array().unwrap().len(), 7);

@@ -112,3 +112,32 @@ fn a_full_disk_is_code_6_and_the_rest_of_it_stays_free() {
     let run = Run::of(&unshare.output().unwrap());
     run.fails(6, &["recipe full was stopped: the disk of the store has only", "kiln store gc"]);
 }
+
+#[test]
+fn what_a_dead_kiln_left_in_a_lower_layer_of_an_overlay_goes_like_elsewhere() {
+    if !is_root() {
+        skipped("this test mounts a file system in layers, which needs root");
+        return;
+    }
+    let lab = Lab::new();
+    for folder in ["store/tmp/1-1/a/b/c", "store/tmp/1-1/a/b/d/e", "store/tmp/1-1/f", "small"] {
+        fs_err::create_dir_all(lab.path(folder)).unwrap();
+    }
+    fs_err::write(lab.path("store/tmp/1-1/a/b/d/e/file"), "x").unwrap();
+    let script = r#"
+        mount -t tmpfs none "$SMALL"
+        mkdir "$SMALL/upper" "$SMALL/work"
+        mount -t overlay -o "lowerdir=$KILN_STORE,upperdir=$SMALL/upper,workdir=$SMALL/work" none "$KILN_STORE"
+        "$KILN" -C "$PROJECT" recipe list
+        ls "$KILN_STORE/tmp"
+    "#;
+    let mut unshare = command("unshare");
+    unshare
+        .args(["-m", "sh", "-e", "-c", script])
+        .env("KILN", program())
+        .env("PROJECT", lab.path("project"))
+        .env("SMALL", lab.path("small"))
+        .env("KILN_STORE", lab.path("store"));
+    let run = Run::of(&unshare.output().unwrap()).ok();
+    assert_eq!(run.stdout, "", "{}", run.text());
+}

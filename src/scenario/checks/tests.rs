@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::*;
+use crate::arch::Arch;
 use crate::built::tests::sample;
 use crate::spec::Project;
 
@@ -38,6 +39,7 @@ fn judge(check: Check, a: &str, b: Option<&str>) -> Vec<String> {
         up: &scenario.nodes.keys().cloned().collect(),
         profiles: &names.iter().map(|n| (n.clone(), agent)).collect(),
         manifests: &names.iter().map(|n| (n.clone(), &manifest)).collect(),
+        probes: &BTreeMap::new(),
     };
     let uuid = |name: &str| scenario.nodes[name].uuid.simple().to_string();
     let answers = names.iter().zip([Some(a), b]).filter_map(|(name, text)| {
@@ -216,15 +218,37 @@ fn first_boot_filled_the_disk() {
 }
 
 #[test]
+fn a_running_kernel_holds_its_contract_and_every_feature_has_an_answer() {
+    let good = "ok cilium.base CONFIG_BPF=y\nok cilium.base a BPF program on a device\nended 0\n";
+    spoiled(
+        Check::Contract,
+        good,
+        &[
+            (
+                "ok cilium.base a BPF program on a device\nended 0",
+                "no cilium.base a BPF program on a device: Operation not permitted (2)\nended 1",
+                "a: expected for cilium.base: a BPF program on a device, found Operation not permitted (2)",
+            ),
+            ("ended 0\n", "", "expected probes that ended with 0, found nothing"),
+            ("ended 0", "ended 2", "expected probes that ended with 0, found 2"),
+            ("cilium.base", "cilium.other", "expected an answer about cilium.base, found nothing"),
+        ],
+    );
+}
+
+#[test]
 fn nodes_are_asked_in_scripts_that_a_shell_can_read() {
     let scenario = Scenario::parse("test", "qemu/test.toml", TEXT, &BTreeSet::new()).unwrap();
     let project = Project::load(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
     let agent = project.profile("agent").unwrap();
+    let features = &agent.layer.kernel.features;
+    let probes = crate::contract::probe_script(&project.contracts, features, Arch::Amd64).unwrap();
     let known = Known {
         scenario: &scenario,
         up: &["a", "b", "edge"].map(|n| n.parse().unwrap()).into(),
         profiles: &[("a".parse().unwrap(), agent)].into(),
         manifests: &BTreeMap::new(),
+        probes: &[("a".parse().unwrap(), probes.as_str())].into(),
     };
     let node = &scenario.nodes["a"];
     for check in [
@@ -236,6 +260,7 @@ fn nodes_are_asked_in_scripts_that_a_shell_can_read() {
         Check::ReadonlyRoot,
         Check::Disk,
         Check::Sysctls,
+        Check::Contract,
     ] {
         let script = check.script(&known, node);
         let shell = crate::exec::Tool::host("/bin/sh");

@@ -23,12 +23,15 @@ pub(super) fn run(
 ) -> Result<Vec<Evidence>, Trouble> {
     let mut profiles: BTreeMap<spec::Name, &Profile> = BTreeMap::new();
     let mut manifests: BTreeMap<spec::Name, &Manifest> = BTreeMap::new();
+    let mut probes: BTreeMap<spec::Name, &str> = BTreeMap::new();
     for node in cluster.scenario.nodes() {
         let image = cluster.image(node)?;
         profiles.insert(node.name.clone(), &image.profile);
         manifests.insert(node.name.clone(), &image.manifest);
+        probes.insert(node.name.clone(), &image.probes);
     }
-    let known = Known { scenario: cluster.scenario, up, profiles: &profiles, manifests: &manifests };
+    let known =
+        Known { scenario: cluster.scenario, up, profiles: &profiles, manifests: &manifests, probes: &probes };
     let told = cluster.each(nodes, |node| {
         let script = check.script(&known, node.spec());
         // Taken around the question: a slow guest is not a wrong clock.

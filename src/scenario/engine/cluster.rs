@@ -21,6 +21,8 @@ pub struct Image {
     pub manifest: Manifest,
     /// What it was baked from.
     pub profile: Profile,
+    /// The script that confirms the features of the profile on a running node.
+    pub probes: String,
 }
 
 /// Images by profile and flavour.

@@ -227,6 +227,9 @@ pub enum Check {
     Disk,
     /// Every sysctl of the profile has the value that the profile says.
     Sysctls,
+    /// The running kernel has all that the features of the profile need: the .config in the image says so, modules load, and the
+    /// devices, mounts, rules and BPF programs that the features are about can be made.
+    Contract,
 }
 
 impl Check {
@@ -241,6 +244,7 @@ impl Check {
             Check::ReadonlyRoot => "readonly-root",
             Check::Disk => "disk",
             Check::Sysctls => "sysctls",
+            Check::Contract => "contract",
         }
     }
 }
