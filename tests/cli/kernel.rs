@@ -297,7 +297,13 @@ fn what_is_no_kernel_is_refused() {
     for (name, words) in [
         ("text", &["text is no .config of a kernel: line 1"][..]),
         ("headless.config", &["no heading", "that names the version"]),
-        ("sever", &["`sever` is no profile, no kernel from source, no image and no .config file", "did you mean `server`?"]),
+        (
+            "sever",
+            &[
+                "`sever` is no profile, no kernel from source, no image and no .config file",
+                "did you mean `server`?",
+            ],
+        ),
         ("out/server.json", &["there is no manifest out/server.json"]),
     ] {
         env.kiln(&["kernel", "diff", "server", name]).fails(1, words);

@@ -22,7 +22,7 @@ fn nobody_is_reached_over_any_kind_of_socket() {
         r#"{TRY}
         try tcp bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'
         try udp bash -c 'echo x > /dev/udp/8.8.8.8/53'
-        try name perl -e 'exit !defined gethostbyname("deb.debian.org")'
+        try name perl -e 'exit !defined gethostbyname("example.org")'
         try abstract perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0) or die; connect(S, pack("Sa*", AF_UNIX, "\0{name}")) or die $!'
         for family in "alg 38 5" "vsock 40 1" "packet 17 3" "raw 2 3" "bluetooth 31 1"; do
           set -- $family
