@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::calibrate::{Calibration, KVM_BOOT};
 use super::seeded::{self, Moment};
-use super::spec::{Action, BootWhen, FaultKind, Name, Node, Scenario, Step};
+use super::spec::{Action, BootWhen, Check, FaultKind, Name, Node, Scenario, Step};
 use crate::qemu::config::{Bus, NicModel};
 
 /// What the nodes take that are on at the same time, at most.
@@ -49,6 +49,8 @@ pub fn peak(scenario: &Scenario) -> Peak {
 const SCRIPT: Duration = Duration::from_millis(300);
 const SHUTDOWN: Duration = Duration::from_secs(2);
 const CHECK: Duration = Duration::from_millis(800);
+/// And for the kernel contract, which loads every module and makes every device.
+const CONTRACT: Duration = Duration::from_secs(5);
 /// A step that tries again until something holds.
 const UNTIL: Duration = Duration::from_secs(1);
 /// `panic=` of the images' command line (images/node.toml): a kernel that panicked waits so long before it reboots.
@@ -362,6 +364,7 @@ fn estimate(scenario: &Scenario, calibration: &Calibration) -> Duration {
             }
             Action::PowerOff => scaled(SHUTDOWN),
             Action::Wait(span) => span.duration(),
+            Action::Check { check: Check::Contract, .. } => scaled(CONTRACT),
             Action::Check { .. } => scaled(CHECK),
             Action::Run(run) if run.until => scaled(UNTIL),
             Action::Console(_) => scaled(KVM_BOOT / 2),

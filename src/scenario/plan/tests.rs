@@ -131,8 +131,8 @@ fn the_shipped_scenarios_take_no_longer_than_people_wait_for() {
         )
     });
     insta::assert_snapshot!(estimates.join("\n"), @r#"
-    smoke: TCG, 2 cores: about 100 seconds with 2 boots and 10 steps
-    three-node: TCG, 2 cores: about 5 minutes with 6 boots and 27 steps
+    smoke: TCG, 2 cores: about 2 minutes with 2 boots and 10 steps
+    three-node: TCG, 2 cores: about 6 minutes with 6 boots and 27 steps
     nfs: TCG, 2 cores: about 4 minutes with 5 boots and 24 steps
     hardware: TCG, 2 cores: about 3 minutes with 4 boots and 10 steps
     faults: TCG, 2 cores: about 7 minutes with 12 boots and 22 steps
