@@ -149,11 +149,8 @@ pub fn build(work: &Work<'_>, recipes: &Recipes, names: &[&str], options: Option
     }
     let mut asked = Vec::new();
     for name in names {
-        let built = match done.remove(name) {
-            Some(built) => built,
-            // Asked for twice.
-            None => continue,
-        };
+        // One that is not there any more was asked for twice.
+        let Some(built) = done.remove(name) else { continue };
         work.store.set_root(&Root {
             project: work.project.dir.clone(),
             what: format!("recipe {name}"),

@@ -179,7 +179,7 @@ fn fetch(work: &Work<'_>, recipe: &Recipe, name: &str, folder: &str, to: &Path) 
     };
     let bar = work.ui.spinner("Fetching", step.clone());
     let site = job.run(work, Circumstances::usual(work.threads), false, &|line| {
-        bar.message(format!("{step} {line}"))
+        bar.message(format!("{step} {line}"));
     })?;
     work.store.forget_failed(&step)?;
     publish(&site.out(), to, epoch(work, recipe), Paths::Any)

@@ -365,7 +365,7 @@ mod tests {
         fs::write(tree.join("2.removed"), "x").unwrap();
         fs::os::unix::fs::symlink(&outside, tree.join("1.removed/link")).unwrap();
         let closed = |path: &Path| {
-            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap()
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap();
         };
         // Ten times 400 letters and slashes are more than PATH_MAX, so it is put together from below.
         let (mut chain, mut number) = (dir.path().join("chain"), 0);
