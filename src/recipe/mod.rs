@@ -10,7 +10,7 @@
 //!    log           what the build said
 //! ```
 //!
-//! [`build`] makes what is missing, recipes that do not need each other side by side; [`check`] builds once more under other
+//! [`build()`] makes what is missing, recipes that do not need each other side by side; [`check()`] builds once more under other
 //! circumstances and compares. How a build is shut in is [`crate::sandbox`]'s.
 
 mod build;
