@@ -7,19 +7,23 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-/// Kernel keyrings, the kernel's log, tracing, and io_uring, which makes sockets that a filter does not see. Mounting and the like is
-/// not here: that takes rights which the program does not have.
-const DENIED: [i64; 12] = [
+/// Kernel keyrings, the kernel's log, tracing, and io_uring, which makes sockets that a filter does not see; memory that lies in no file
+/// system and counts for no process, and so would be held by no limit. Mounting and the like is not here: that takes rights which the
+/// program does not have.
+const DENIED: [i64; 15] = [
     libc::SYS_add_key,
     libc::SYS_bpf,
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
     libc::SYS_io_uring_setup,
     libc::SYS_keyctl,
+    libc::SYS_memfd_create,
+    libc::SYS_memfd_secret,
     libc::SYS_open_by_handle_at,
     libc::SYS_perf_event_open,
     libc::SYS_request_key,
     libc::SYS_setns,
+    libc::SYS_shmget,
     libc::SYS_syslog,
     libc::SYS_userfaultfd,
 ];

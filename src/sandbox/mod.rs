@@ -25,7 +25,8 @@
 //! - *Limits.* See [`Bounds`]. There is no cgroup: an ordinary user has no writable one outside a desktop session, and two ways would be
 //!   twice the code for the same promise. Processes are counted by RLIMIT_NPROC, exact in a user namespace since Linux 5.14; memory and
 //!   disk are measured by process 1, which the program cannot stop, and one process alone is held by RLIMIT_DATA and RLIMIT_FSIZE at
-//!   once. /build lies on the store's disk, not in a tmpfs: kernels need gigabytes, and memory is scarcer than disk.
+//!   once. Memory that would count for nobody (memfd, System V segments) is refused by the filter. /build lies on the store's disk, not
+//!   in a tmpfs: kernels need gigabytes, and memory is scarcer than disk.
 //! - *The end.* Process 1 ends when the program does, and the kernel then kills all that is left of the pid namespace. It ends as well
 //!   when "outer" does, and that when kiln does, in any way. Mounts exist in the namespace only and go with it.
 //!

@@ -191,12 +191,16 @@ fn a_build_with_a_kernel_that_lacks_something_says_who_needs_it_and_what_would_h
     );
     // Profiles with one result share a table.
     let profile = env.read("project/profiles/server.toml");
-    env.write("project/profiles/twin.toml", profile);
+    env.write("project/profiles/twin.toml", &profile);
+    env.write("project/qemu/machines/spare.toml", &profile);
     env.kiln(&["update"]).ok();
     let run = env
         .kiln(&["kernel", "check"])
         .fails_with_result(7, &["server, twin (amd64): Linux 6.12.9+test", "not met: server (5), twin (5)"]);
     assert_eq!(run.stdout.matches("\nFEATURE ").count(), 1, "{}", run.text());
+    // Machines of scenarios have kernels like any other.
+    env.kiln(&["kernel", "diff", "server", "spare", "--exit-code"]).ok();
+    env.kiln(&["kernel", "diff", "server", "spar"]).fails(1, &["did you mean `spare`?"]);
 }
 
 #[test]

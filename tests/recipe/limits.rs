@@ -82,6 +82,23 @@ fn a_memory_hog_is_refused_alone_and_killed_with_its_friends() {
 }
 
 #[test]
+fn memory_that_counts_for_no_process_is_not_to_be_had() {
+    // memfd_create is system call 319 on x86-64, memfd_secret 447, shmget 29; 01600 is IPC_CREAT and the owner's rights.
+    let script = format!(
+        r#"{TRY}
+        try memfd perl -e '$name = "x"; syscall(319, $name, 0) >= 0 or die $!'
+        try secret perl -e 'syscall(447, 0) >= 0 or die $!'
+        try shm perl -e 'syscall(29, 0, 1 << 30, 01600) >= 0 or die $!'
+        try file dd if=/dev/zero of=/dev/shm/full bs=1M
+        rm /dev/shm/full
+        try queue perl -e 'syscall(68, 0, 01600) >= 0 or die $!'
+        "#
+    );
+    Lab::of("hidden", &script, "")
+        .comes_to("hidden", &["memfd: no", "secret: no", "shm: no", "file: no", "queue: YES"]);
+}
+
+#[test]
 fn a_script_that_says_too_much_is_stopped() {
     let lab = Lab::of("talker", "yes 'I have something to say about this'", "");
     lab.kiln(&["build", "talker"])
