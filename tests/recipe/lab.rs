@@ -97,6 +97,13 @@ impl Lab {
         Run::of(&self.command(args).output().unwrap())
     }
 
+    /// What `kiln recipe list` says of a recipe: `built`, `missing`, `error`.
+    pub(crate) fn state(&self, recipe: &str) -> String {
+        let list = self.kiln(&["list", "--json"]).ok().json();
+        let row = list.as_array().unwrap().iter().find(|row| row["name"] == recipe).unwrap();
+        row["state"].as_str().unwrap().to_owned()
+    }
+
     pub(crate) fn start(&self, args: &[&str]) -> Child {
         self.command(args).spawn().unwrap()
     }

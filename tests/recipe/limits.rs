@@ -145,7 +145,7 @@ fn what_a_dead_kiln_left_in_a_lower_layer_of_an_overlay_goes_like_elsewhere() {
         mount -t tmpfs none "$SMALL"
         mkdir "$SMALL/upper" "$SMALL/work"
         mount -t overlay -o "lowerdir=$KILN_STORE,upperdir=$SMALL/upper,workdir=$SMALL/work" none "$KILN_STORE"
-        "$KILN" -C "$PROJECT" recipe list
+        "$KILN" -C "$PROJECT" recipe list >/dev/null
         ls "$KILN_STORE/tmp"
     "#;
     let mut unshare = command("unshare");
