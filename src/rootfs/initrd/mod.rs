@@ -2,6 +2,11 @@
 //!
 //! A whole systemd in the initrd cost 30 of the 57 s to a ready node under TCG (110 MB unpacked). What a verified root needs
 //! before it is mounted is one device-mapper table, so that is all this initrd does: [`SCRIPT`].
+//!
+//! A kernel with its drivers built in could do without (`dm-mod.create=`, Linux, admin-guide/device-mapper/dm-init.rst). Measured with
+//! the kernel `vm` under TCG, systemd begins 2.9 s after the kernel then, and 3.7 s with this initrd. It is kept all the same: it waits for
+//! disks that come late, takes the disk that has the root's partition names, names that disk's other partitions for `/dev/kiln`, and
+//! hands the credentials of the ESP over. Such a kernel's initrd has no module, and asks for none.
 
 use std::collections::{BTreeMap, BTreeSet};
 
