@@ -58,6 +58,7 @@ pub mod formats;
 pub mod graph;
 pub mod image;
 pub mod init;
+pub mod k3s;
 pub mod kernel;
 pub mod linux;
 pub mod lock;

@@ -16,6 +16,7 @@ use crate::digest::{Digest, Hasher};
 use crate::image::erofs::{self, Compression};
 use crate::image::verity::{self, RootHash};
 use crate::image::{cpio, disk, fat, uki};
+use crate::k3s;
 use crate::kernel::{self, Kernel};
 use crate::linux;
 use crate::lock::SetKind;
@@ -124,6 +125,7 @@ fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<StepKey> {
         .input("initrd programs", set(SetKind::Tool, "initrd")?)
         .input("profile", profile_digest(target.profile))
         .input("kernel from source", source)
+        .input("k3s", k3s::digest(work, target.profile)?)
         .input("kernel contract", work.project.contracts.digest(&target.profile.layer.kernel.features)?)
         .input("image version", work.locked.lock().version())
         .input("initrd script", Digest::of(initrd::SCRIPT.as_bytes()))
@@ -149,6 +151,7 @@ pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Un
     if let Some(source) = &profile.layer.kernel.source {
         packages.push(linux::package(work, source, arch)?);
     }
+    packages.extend(k3s::packages(work, profile, arch)?);
     Ok(packages)
 }
 
@@ -215,6 +218,7 @@ fn root(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked], kernel: &Ke
                 arch: target.arch,
                 packages,
                 kernel,
+                references: &rootfs::k3s::References::new(),
                 version: &version,
                 epoch,
             };

@@ -112,6 +112,7 @@ fn recipe_of(name: String, kernel: &KernelSource, parts: &str, script: &str, tex
         )]),
         // A kernel with every driver takes an hour on two cores, and slow machines are many.
         limits: Limits { time: Span::hours(8), ..Limits::default() },
+        foreign_paths: Vec::new(),
     };
     Recipe { name, spec, files }
 }

@@ -324,7 +324,7 @@ fn step_of(work: &Work<'_>, path: &Path) -> Option<String> {
 
 /// Brings what a build left into `to`: all that the recipe promises and nothing else.
 pub(super) fn take(recipe: &Recipe, site: &Site, to: &Path, epoch: i64) -> Result<OutputTree> {
-    let tree = publish(&site.out(), to, epoch, Paths::NoBuild)?;
+    let tree = publish(&site.out(), to, epoch, Paths::NoBuild(&recipe.spec.foreign_paths))?;
     let promised = &recipe.spec.outputs;
     let refuse = |why: String| {
         Failure::new(Kind::Input, why).hint(format!(

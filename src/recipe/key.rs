@@ -35,6 +35,7 @@ pub(super) fn key(work: &Work<'_>, recipes: &Recipes, recipe: &Recipe) -> Result
     let spec = RecipeSpec {
         description: String::new(),
         limits: Limits::default(),
+        foreign_paths: Vec::new(),
         time: None,
         ..recipe.spec.clone()
     };

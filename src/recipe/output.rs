@@ -62,18 +62,18 @@ const DEEPEST: usize = 100;
 
 /// Whether files may hold the path of the build folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Paths {
+pub(super) enum Paths<'a> {
     /// They are sources that somebody else wrote.
     Any,
-    /// They were built: it would be the build's own.
-    NoBuild,
+    /// They were built: it would be the build's own, unless it begins with one of these.
+    NoBuild(&'a [String]),
 }
 
 /// Copies everything below `from`, which nobody changes meanwhile, to the new folder `to` in canonical form.
 ///
 /// # Errors
 /// [`error::Kind::Input`] for what the module comment says is refused, with its path.
-pub(super) fn publish(from: &Path, to: &Path, epoch: i64, paths: Paths) -> Result<OutputTree> {
+pub(super) fn publish(from: &Path, to: &Path, epoch: i64, paths: Paths<'_>) -> Result<OutputTree> {
     // What a build put in the place of the folder could lead anywhere, and kiln may be root there.
     if !fs::symlink_metadata(from).is_ok_and(|meta| meta.is_dir()) {
         return Err(
@@ -92,7 +92,7 @@ struct Copy<'a> {
     from: &'a Path,
     to: &'a Path,
     epoch: i64,
-    paths: Paths,
+    paths: Paths<'a>,
 }
 
 impl Copy<'_> {
@@ -169,19 +169,20 @@ impl Copy<'_> {
     /// Copies a file, hashing what passes and looking for the build folder's path.
     fn file(&self, path: &str, from: &Path, to: &Path) -> Result<(Digest, u64)> {
         let (mut input, mut output) = (fs::File::open(from)?, fs::File::create_new(to)?);
-        let (mut hasher, mut search) = (Hasher::new(), Search::default());
+        let foreign = if let Paths::NoBuild(foreign) = self.paths { foreign } else { &[] };
+        let (mut hasher, mut search) = (Hasher::new(), Search::new(foreign));
         let mut buffer = vec![0; 256 << 10];
         loop {
             let count = input.read(&mut buffer)?;
             let chunk = buffer.get(..count).unwrap_or_default();
+            if let (Paths::NoBuild(_), Some(found)) = (self.paths, search.find(chunk)) {
+                let text = format!("it holds the path of the build folder: `{found}`");
+                let hint = "have the compiler leave such paths out (`-ffile-prefix-map=/build=.` for C, `-trimpath` for Go), or list the beginning of what is no path of this build in `foreign-paths` of the recipe";
+                return Err(refuse(path, &text, hint).into());
+            }
             if chunk.is_empty() {
                 let size = hasher.len();
                 return Ok((hasher.finish(), size));
-            }
-            if let (Paths::NoBuild, Some(found)) = (self.paths, search.find(chunk)) {
-                let text = format!("it holds the path of the build folder: `{found}`");
-                let hint = "have the compiler leave such paths out: `-ffile-prefix-map=/build=.` for C, `-trimpath` for Go";
-                return Err(refuse(path, &text, hint).into());
             }
             hasher.update(chunk);
             output.write_all(chunk)?;
@@ -217,34 +218,48 @@ fn refuse(path: &str, why: &str, hint: &str) -> Failure {
 }
 
 /// Looks for `/build/` at the beginning of a path, over the borders of chunks.
-#[derive(Default)]
-struct Search {
+struct Search<'a> {
+    foreign: &'a [String],
+    /// Bytes that a hit needs behind its first, to be told from those that are let pass.
+    ahead: usize,
+    /// What was not judged yet, and one byte before it if there is one.
     tail: Vec<u8>,
+    before: usize,
 }
 
-impl Search {
-    const NEEDLE: &[u8] = b"/build/";
+impl<'a> Search<'a> {
+    const NEEDLE: &'static [u8] = b"/build/";
 
-    /// The path, if one ends its first parts in this chunk.
+    fn new(foreign: &'a [String]) -> Self {
+        let ahead = foreign.iter().map(String::len).fold(Self::NEEDLE.len(), usize::max);
+        Search { foreign, ahead, tail: Vec::new(), before: 0 }
+    }
+
+    /// The first path in what has come so far; an empty chunk is the end.
     fn find(&mut self, chunk: &[u8]) -> Option<String> {
         /// As much of it as an error shows.
         const SHOWN: usize = 60;
         let inside = |b: &u8| b.is_ascii_alphanumeric() || b"_-./+~".contains(b);
         let bytes = [self.tail.as_slice(), chunk].concat();
-        // One that lies in the tail was judged with what stood before it.
-        let judged = self.tail.len() >= Self::NEEDLE.len();
-        let found =
-            memchr::memmem::find_iter(&bytes, Self::NEEDLE).skip_while(|at| judged && *at == 0).find(|at| {
-                // `lib/modules/6.12/build/` is another path.
-                at.checked_sub(1).and_then(|before| bytes.get(before)).is_none_or(|b| !inside(b))
-            });
+        let end = if chunk.is_empty() { bytes.len() } else { bytes.len().saturating_sub(self.ahead) };
+        let found = memchr::memmem::find_iter(&bytes, Self::NEEDLE).find(|at| {
+            let rest = bytes.get(*at..).unwrap_or_default();
+            // `lib/modules/6.12/build/` is another path.
+            let begins = at.checked_sub(1).and_then(|before| bytes.get(before)).is_none_or(|b| !inside(b));
+            (self.before..end).contains(at)
+                && begins
+                && !self.foreign.iter().any(|foreign| rest.starts_with(foreign.as_bytes()))
+        });
         if let Some(at) = found {
             let path = bytes.iter().skip(at).take_while(|b| inside(b)).take(SHOWN).copied().collect();
             return Some(String::from_utf8(path).unwrap_or_default());
         }
-        // One byte more than the needle less one: the byte before it counts.
-        let keep = bytes.len().saturating_sub(Self::NEEDLE.len());
-        self.tail = bytes.get(keep..).unwrap_or_default().to_vec();
+        if end > 0 {
+            self.tail = bytes.get(end - 1..).unwrap_or_default().to_vec();
+            self.before = 1;
+        } else {
+            self.tail = bytes;
+        }
         None
     }
 }
@@ -269,7 +284,7 @@ mod tests {
         }
 
         fn publish(&self) -> Result<OutputTree> {
-            publish(&self.dir.path().join("from"), &self.dir.path().join("to"), 1_000_000_000, Paths::NoBuild)
+            publish(&self.dir.path().join("from"), &self.dir.path().join("to"), 1_000_000_000, Paths::NoBuild(&[]))
         }
 
         #[track_caller]
@@ -370,17 +385,19 @@ mod tests {
 
     #[test]
     fn the_build_folder_is_found_over_the_border_of_chunks_and_other_paths_are_not() {
-        let mut search = Search::default();
-        assert_eq!(search.find(b"one /bui"), None);
-        assert_eq!(search.find(b"ld/src/a.c two"), Some("/build/src/a.c".to_owned()));
-        for border in 0..20 {
-            let text = b"x/lib/6.12/build/a \0/build";
-            let mut search = Search::default();
-            assert_eq!(search.find(&text[..border]), None);
-            assert_eq!(search.find(&text[border..]), None);
+        let foreign = ["/build/cancel".to_owned()];
+        // In two chunks, cut at `border`.
+        let search = |text: &[u8], border: usize| {
+            let mut search = Search::new(&foreign);
+            [&text[..border], &text[border..], b""].into_iter().find_map(|chunk| search.find(chunk))
+        };
+        for border in 0..=14 {
+            assert_eq!(search(b"one /build/src/a.c two", border).as_deref(), Some("/build/src/a.c"), "{border}");
+            assert_eq!(search(b"/build/        ", border).as_deref(), Some("/build/"), "{border}");
+            assert_eq!(search(b"x/lib/6.12/build/a \0/build", border), None, "{border}");
+            assert_eq!(search(b"a \0/build/cancel/b", border), None, "{border}");
+            assert_eq!(search(b" /build/cancel /build/c", border).as_deref(), Some("/build/c"), "{border}");
         }
-        let mut search = Search::default();
-        assert_eq!(search.find(b"/build/"), Some("/build/".to_owned()), "at the very beginning");
         let place = Place::new();
         fs::write(place.at("a.out"), b"\0\0/build/hello.c\0").unwrap();
         place.refused("out/a.out: it holds the path of the build folder: `/build/hello.c`");

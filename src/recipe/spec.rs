@@ -49,6 +49,10 @@ pub struct RecipeSpec {
     /// What a build may use.
     #[serde(default)]
     pub limits: Limits,
+    /// Beginnings of paths that outputs may hold although they lie in /build, the build's own folder: names that mean something else to
+    /// the program. All other ones are refused, for they would differ elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub foreign_paths: Vec<String>,
 }
 
 /// One thing in /inputs; exactly one of `set`, `recipe` and `go-modules`.

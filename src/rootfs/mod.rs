@@ -11,6 +11,7 @@ pub mod depmod;
 pub mod elf;
 pub mod files;
 pub mod initrd;
+pub mod k3s;
 pub mod ldcache;
 pub mod merge;
 pub mod pam;
@@ -53,6 +54,8 @@ pub struct Ingredients<'a> {
     pub packages: &'a [Unpacked],
     /// The kernel, prepared.
     pub kernel: &'a Kernel,
+    /// Container images that K3s is told of, by name.
+    pub references: &'a k3s::References,
     /// Version of the image, for os-release.
     pub version: &'a str,
     /// Time of every file, seconds since 1970.
@@ -65,6 +68,7 @@ pub fn compose(from: &Ingredients<'_>) -> Result<Root> {
     let mut tree = lay(from)?;
     files::files(&mut tree, from.profile)?;
     files::sysctl(&mut tree, layer)?;
+    k3s::k3s(&mut tree, from.profile, from.references)?;
     let accounts = accounts::accounts(&mut tree, &layer.accounts).context("making the accounts")?;
     tracing::debug!(users = accounts.users.len(), "accounts");
     pam::templates(&mut tree)?;

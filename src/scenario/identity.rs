@@ -65,6 +65,15 @@ pub fn machine_uuid(scenario: &str, node: &str) -> Uuid {
     Uuid::new_v5(&NAMES, format!("{scenario}/{node}").as_bytes())
 }
 
+/// The credential that keeps a unit of the image from starting (systemd.system-credentials(7), `systemd.unit-dropin.*`): a condition that
+/// never holds. `None` if `unit` is no name of a unit.
+pub fn held_back(unit: &str) -> Option<(String, String)> {
+    let fits = |b: u8| b.is_ascii_alphanumeric() || b"._-@".contains(&b);
+    let (name, kind) = unit.rsplit_once('.')?;
+    let whole = !name.is_empty() && !kind.is_empty() && unit.bytes().all(fits) && !unit.starts_with('.');
+    whole.then(|| (format!("systemd.unit-dropin.{unit}~kiln"), "[Unit]\nConditionPathExists=!/\n".to_owned()))
+}
+
 /// The credentials, name and bytes.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::k3s::K3s;
 use crate::rootfs::accounts::Ids;
 use crate::rootfs::alternatives::Alternative;
 use crate::rootfs::check::Allow;
@@ -61,6 +62,9 @@ pub struct Layer {
     /// Partitions.
     #[serde(default)]
     pub disk: Disk,
+    /// K3s on the node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k3s: Option<K3s>,
 }
 
 /// The role of a node in the K3s cluster.
@@ -318,7 +322,7 @@ impl<'de> Deserialize<'de> for Size {
 }
 
 /// Joins `more` to `list`, each item once, order kept.
-fn join(list: &mut Vec<String>, more: Vec<String>) {
+pub(super) fn join(list: &mut Vec<String>, more: Vec<String>) {
     for item in more {
         if !list.contains(&item) {
             list.push(item);
@@ -346,6 +350,7 @@ impl Layer {
             alternative,
             checks,
             disk,
+            k3s,
         } = later;
         self.schema = schema;
         join(&mut self.extends, extends);
@@ -395,6 +400,9 @@ impl Layer {
         self.disk.slot = disk.slot.or(self.disk.slot);
         self.disk.var = disk.var.or(self.disk.var);
         self.disk.compression = disk.compression.or(self.disk.compression);
+        if let Some(k3s) = k3s {
+            self.k3s.get_or_insert_default().merge(k3s);
+        }
     }
 }
 

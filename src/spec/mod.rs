@@ -17,12 +17,14 @@
 //! extending `profiles/NAME`, a variant of a profile with another kernel ([`Project::variant`]).
 
 mod diagnose;
+mod k3s;
 mod kernel;
 mod layer;
 mod project;
 
 pub use diagnose::parse;
 pub(crate) use diagnose::{nearest, place};
+pub use k3s::{Cni, K3s, Release};
 pub use kernel::{Base, KernelSource};
 pub use layer::{
     Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer, ModuleFilter,

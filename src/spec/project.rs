@@ -16,6 +16,7 @@ use crate::arch::Arch;
 use crate::contract::data::{Component, Contracts, DataError};
 use crate::error::{Failure, Kind};
 use crate::rootfs::alternatives::Alternative;
+use crate::rootfs::k3s::manifest_path;
 use crate::tree::TreePath;
 
 /// images/debian.toml: where packages come from.
@@ -89,6 +90,8 @@ fn yes() -> bool {
     true
 }
 
+/// Where manifests for K3s lie.
+const MANIFESTS: &str = "images/k3s/manifests";
 /// Where the machines of scenarios lie.
 const MACHINES: &str = "qemu/machines";
 /// What stands before the name of a profile in the `extends` of a machine.
@@ -340,6 +343,14 @@ impl Profile {
                 .hint("write `kernel.flavour = \"cloud\"` or `\"metal\"`, or name one of images/kernel/sources/ as `kernel.source`")
                 .into());
         }
+        if let Some(k3s) = &profile.layer.k3s {
+            k3s.check(&file)?;
+            for name in &k3s.manifests {
+                let from = format!("{MANIFESTS}/{name}.yaml");
+                let bytes = fs::read(dir.join(&from)).with_context(|| format!("{file}: `k3s.manifests`"))?;
+                profile.sources.insert(manifest_path(name), bytes);
+            }
+        }
         Ok(profile)
     }
 
@@ -490,7 +501,7 @@ mod tests {
         assert_eq!(project.profiles.keys().collect::<Vec<_>>(), ["agent", "server"]);
         assert_eq!(
             project.machines.keys().collect::<Vec<_>>(),
-            ["agent-vm", "edge", "server-metal", "server-node"]
+            ["agent-vm", "bare", "edge", "server-metal", "server-node"]
         );
         let edge = project.profile("edge").unwrap();
         assert_eq!((edge.role(), edge.base.as_deref()), (None, None));

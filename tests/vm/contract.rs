@@ -31,7 +31,7 @@ fn features(project: &Project, arch: Arch) -> Vec<String> {
     let locked = Lock::load(&project.dir).unwrap().check(project).unwrap();
     let (store, ui) = (Store::open(&images::store()).unwrap(), Ui::new(Verbosity::Quiet, false));
     let work = Work { project, locked: &locked, store: &store, ui: &ui, threads: 2 };
-    let packages = work.set(SetKind::Profile, "server", arch).unwrap();
+    let packages = work.set(SetKind::Profile, "bare", arch).unwrap();
     let (package, release) = kernel::find(&packages).unwrap();
     let bytes =
         package.tree.get(&format!("boot/config-{release}")).unwrap().content().unwrap().read().unwrap();
@@ -43,7 +43,7 @@ fn features(project: &Project, arch: Arch) -> Vec<String> {
 
 #[test]
 fn a_server_has_on_the_running_kernel_what_the_features_need() {
-    let image = images::image("server", "amd64");
+    let image = images::image("bare", "amd64");
     let project = Project::load(images::project()).unwrap();
     let setup = Setup::of(&image);
     let features = features(&project, setup.arch);
@@ -75,7 +75,7 @@ fn a_server_has_on_the_running_kernel_what_the_features_need() {
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(code, "0");
     // Every demand of the manifest was looked at, but those that this Linux does not know any more, and devices were made.
-    let manifest = images::manifest("server", "amd64");
+    let manifest = images::manifest("bare", "amd64");
     for (feature, demands) in &manifest.features {
         let seen = findings.iter().filter(|finding| finding.feature == *feature).count();
         assert!(seen + 1 >= *demands, "{feature}: {seen} of {demands}");

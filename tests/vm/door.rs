@@ -22,7 +22,7 @@ fn say(text: &str) {
 
 #[test]
 fn a_door_opens_in_early_boot_carries_commands_and_files_and_outlives_time_outs_daemons_and_reboots() {
-    let image = images::image("server", "amd64");
+    let image = images::image("bare", "amd64");
     let mut node = Setup { door: true, no_reboot: false, ..Setup::of(&image) }.boot();
     let watch = Watch::new("test", node.accel == Accel::Tcg, Arc::new(AllowList::default()));
     node.machine.console.observe(watch.observer());

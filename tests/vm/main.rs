@@ -61,7 +61,7 @@ fn identity() -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn a_server_is_verified_and_read_only_takes_its_identity_from_credentials_and_keeps_var() {
-    let image = images::image("server", "amd64");
+    let image = images::image("bare", "amd64");
     let before = digest(&image);
     let setup = Setup { credentials: identity(), ..Setup::of(&image) };
     let mut first = setup.boot();
@@ -76,7 +76,7 @@ fn a_server_is_verified_and_read_only_takes_its_identity_from_credentials_and_ke
     }
     assert_eq!(facts.one("write-var"), "yes", "{facts:?}");
     assert!(facts.one("verity").ends_with(" verity V"), "{facts:?}");
-    assert!(facts.one("cmdline").contains(&images::manifest("server", "amd64").root_hash.to_string()));
+    assert!(facts.one("cmdline").contains(&images::manifest("bare", "amd64").root_hash.to_string()));
 
     // root-B is there for the next version, and /var has the rest of a disk of 12 GiB.
     let sizes: Vec<u64> =
@@ -111,7 +111,7 @@ fn a_server_is_verified_and_read_only_takes_its_identity_from_credentials_and_ke
 
 #[test]
 fn an_image_without_credentials_offers_nobody_a_way_in() {
-    let image = images::image("server", "amd64");
+    let image = images::image("bare", "amd64");
     let node = Setup { report: false, ..Setup::of(&image) }.boot();
     node.machine.console.wait_for("login:", node.limit()).unwrap();
     // The ports that a test would use are there, and nobody listens on them.
@@ -126,10 +126,10 @@ fn an_image_without_credentials_offers_nobody_a_way_in() {
 }
 
 #[test]
-fn an_agent_boots_from_qcow2_by_the_command_line() {
+fn an_image_boots_from_qcow2_by_the_command_line() {
     let _slot = Slot::wait();
-    images::build("agent", "amd64", "qcow2");
-    let image = images::folder().join("out/agent.qcow2");
+    images::build("bare", "amd64", "qcow2");
+    let image = images::folder().join("out/bare.qcow2");
     let before = digest(&image);
     let report =
         until_ready(&["--image", image.to_str().unwrap(), "--credential", "system.hostname=agent-1"]);
@@ -140,17 +140,17 @@ fn an_agent_boots_from_qcow2_by_the_command_line() {
 #[test]
 fn an_arm64_image_boots() {
     let _slot = Slot::wait();
-    images::build("server", "arm64", "raw");
+    images::build("bare", "arm64", "raw");
     let out = images::folder().join("out");
-    let report = until_ready(&["--profile", "server", "--arch", "arm64", "--out", out.to_str().unwrap()]);
+    let report = until_ready(&["--profile", "bare", "--arch", "arm64", "--out", out.to_str().unwrap()]);
     assert!(report["ready"]["kernel"].as_str().unwrap().ends_with("-cloud-arm64"), "{report}");
 }
 
-/// Boots a copy of the server in which `damage` was done; the node must go down because of it, at once and for that reason.
+/// Boots a copy of a bare node in which `damage` was done; the node must go down because of it, at once and for that reason.
 #[track_caller]
 fn refused(name: &str, damage: impl Fn(&mut [u8], &kiln::manifest::Manifest)) {
-    let image = images::image("server", "amd64");
-    let manifest = images::manifest("server", "amd64");
+    let image = images::image("bare", "amd64");
+    let manifest = images::manifest("bare", "amd64");
     let folder = tempfile::Builder::new().prefix("kiln-damaged-").tempdir_in(images::folder()).unwrap();
     let copy = folder.path().join(format!("{name}.raw"));
     let mut bytes = fs_err::read(&image).unwrap();

@@ -84,6 +84,10 @@ pub struct NodeFile {
     /// systemd credentials, beyond identity, network and keys, which kiln derives.
     #[serde(default)]
     pub credentials: BTreeMap<String, String>,
+    /// Units of the image that do not start on it: what the scenario is not about. They are held back by a credential, so the image is
+    /// still the one that is flashed.
+    #[serde(default)]
+    pub without: Vec<String>,
     /// Flip a byte in what it sees of its disk. It must then be `refused`.
     pub damage: Option<DamageFile>,
     /// What it does for others; only for the profile `edge`.

@@ -162,7 +162,17 @@ fn credentials(name: &Name, file: &NodeFile, problems: &mut Problems<'_>) -> BTr
             problems.add(spot, format!("{credential} is kiln's own, by which it enters the node"));
         }
     }
-    file.credentials.clone()
+    let mut credentials = file.credentials.clone();
+    for (index, unit) in file.without.iter().enumerate() {
+        match identity::held_back(unit) {
+            Some((name, text)) => drop(credentials.insert(name, text)),
+            None => drop(problems.add(
+                spot!["node", name.as_str(), "without", index],
+                format!("`{unit}` is no name of a unit: write such as `k3s.service`"),
+            )),
+        }
+    }
+    credentials
 }
 
 fn nics(

@@ -1,0 +1,81 @@
+//! K3s as a component of an image: its programs, which come one of two ways, and what else its nodes need from recipes.
+//!
+//! `binary` is upstream's release, `source` the same built by recipes of the project. Left to itself (`auto`), kiln takes what the store
+//! has, then the release, and builds from source only if no place can be asked or has it. Bytes with a wrong digest are an error and never
+//! a reason to go another way.
+
+use anyhow::{Context, Result};
+
+use crate::arch::Arch;
+use crate::digest::{Digest, Hasher};
+use crate::error::{Failure, Kind};
+use crate::linux;
+use crate::packages::Work;
+use crate::recipe::{self, Options};
+use crate::spec::{K3s, Profile};
+use crate::store::StepKey;
+use crate::unpack::{self, Info, Unpacked};
+
+/// How K3s came into an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Upstream's release.
+    Binary,
+    /// Built by the project's recipes.
+    Source,
+}
+
+/// Everything that K3s in an image depends on, from TOML files and lock alone.
+pub fn digest(work: &Work<'_>, profile: &Profile) -> Result<Digest> {
+    let mut hasher = Hasher::new();
+    if let Some(k3s) = &profile.layer.k3s {
+        let recipes = linux::recipes(work.project)?;
+        for name in k3s.source.iter().chain(&k3s.recipes) {
+            hasher.update(recipe::step_key(work, &recipes, name)?.digest().as_bytes());
+        }
+    }
+    Ok(hasher.finish())
+}
+
+/// K3s' programs and what the profile's other recipes make, as packages.
+pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Unpacked>> {
+    let Some(k3s) = &profile.layer.k3s else { return Ok(Vec::new()) };
+    let names: Vec<&str> = k3s.source.iter().chain(&k3s.recipes).map(String::as_str).collect();
+    if Arch::host() != Some(arch) {
+        let text = format!("K3s for {arch} cannot be built on this machine");
+        return Err(Failure::new(Kind::Input, text)
+            .hint(format!("build the image on a machine with {arch}"))
+            .into());
+    }
+    let recipes = linux::recipes(work.project)?;
+    let built = recipe::build(work, &recipes, &names, Options { jobs: work.threads, keep_failed: false })?;
+    let mut packages = Vec::new();
+    for (name, built) in names.iter().zip(&built) {
+        let recipe = recipes.get(name)?;
+        let version = version(k3s, name);
+        let key = StepKey::new("recipe-package", name, unpack::VERSION)
+            .input("recipe", built.dir.record().key.digest())
+            .input("version", &version);
+        let info = Info {
+            name: (*name).to_owned(),
+            version,
+            arch: arch.debian().to_owned(),
+            source: None,
+            summary: Some(recipe.spec.description.clone()),
+            depends: String::new(),
+            provides: String::new(),
+            base: false,
+            scripts: Vec::new(),
+        };
+        let needs = vec![work.store.relative(built.dir.path())];
+        let package = unpack::folder(work.store, &key, &built.out(), info, needs)
+            .with_context(|| format!("taking what recipe {name} built"))?;
+        packages.push(package);
+    }
+    Ok(packages)
+}
+
+/// The version that a recipe's output goes by.
+fn version(k3s: &K3s, _recipe: &str) -> String {
+    k3s.version().to_owned()
+}
