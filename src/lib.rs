@@ -60,6 +60,7 @@ pub mod image;
 pub mod init;
 pub mod k3s;
 pub mod kernel;
+pub mod kubeconfig;
 pub mod linux;
 pub mod lock;
 pub mod manifest;

@@ -6,6 +6,7 @@ mod diff;
 mod doctor;
 mod init;
 mod kernel;
+mod kubeconfig;
 mod lock;
 mod recipe;
 mod run;
@@ -75,6 +76,8 @@ enum Verb {
     Diff(diff::Args),
     /// Say why a file or a package is in an image
     Why(why::Args),
+    /// Fetch the administrator's kubeconfig from a running server
+    Kubeconfig(kubeconfig::Args),
     /// Look at kernels: do they have what the features of a node need
     Kernel(kernel::Args),
     /// Write the software bill of materials of an image
@@ -177,6 +180,7 @@ pub fn main() -> ExitCode {
         Verb::Store(args) => store::run(&context, &args),
         Verb::Diff(args) => diff::run(&context, &args),
         Verb::Why(args) => why::run(&context, &args),
+        Verb::Kubeconfig(args) => kubeconfig::run(&context, &args),
         Verb::Kernel(args) => kernel::run(&context, &args),
         Verb::Sbom(args) => sbom::run(&context, &args),
         Verb::Doctor(args) => doctor::run(&context, &args),
