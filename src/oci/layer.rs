@@ -78,7 +78,7 @@ mod tests {
         put(&long, Entry::file(0o644, "deep", "t"));
         put("dev/null", Entry { kind: Kind::Char { major: 1, minor: 3 }, ..Entry::dir(0o666, "t") });
         let mut able = Entry::file(0o755, "ping", "t");
-        able.meta.xattrs.insert("security.capability".to_owned(), vec![1, 0, 10, 255]);
+        able.meta.xattrs.insert("security.capability".to_owned(), vec![1, 0, 2, 255]);
         put("bin/ping", able);
         let (mut first, mut second) = (Vec::new(), Vec::new());
         write(&tree, 1_700_000_000, &mut first).unwrap();
@@ -99,7 +99,7 @@ mod tests {
             }
             if name == "bin/ping" {
                 let pax = entry.pax_extensions().unwrap().unwrap().map(Result::unwrap).collect::<Vec<_>>();
-                assert_eq!(pax[0].value_bytes(), [1, 0, 10, 255]);
+                assert_eq!(pax[0].value_bytes(), [1, 0, 2, 255]);
             }
             if let Kind::Symlink { target } = &found.kind {
                 assert_eq!(entry.link_name().unwrap().unwrap().to_str(), Some(target.as_str()));
