@@ -45,6 +45,10 @@ enum Verb {
         /// Folder for the archives, as NAME-ARCH.tar; default: only into the store
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+
+        /// Write OCI layout folders, NAME-ARCH, instead of archives
+        #[arg(long, requires = "out")]
+        layout: bool,
     },
     /// Take an image from a registry by digest, as an OCI archive
     ///
@@ -117,8 +121,8 @@ struct Shown {
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     match &args.verb {
         Verb::List { arch } => with_work(context, |work| list(work, *arch)),
-        Verb::Build { names, arch, out } => {
-            with_work(context, |work| build(work, names, *arch, out.as_deref()))
+        Verb::Build { names, arch, out, layout } => {
+            with_work(context, |work| build(work, names, *arch, out.as_deref(), *layout))
         }
         Verb::Pull { reference, arch, out } => pull(context, reference, *arch, out),
         Verb::Show { path } => show(context, path),
@@ -163,11 +167,12 @@ fn list(work: &Work<'_>, arch: Arch) -> Result<()> {
     Ok(())
 }
 
-fn build(work: &Work<'_>, names: &[String], arch: Arch, out: Option<&Path>) -> Result<()> {
+fn build(work: &Work<'_>, names: &[String], arch: Arch, out: Option<&Path>, layout: bool) -> Result<()> {
     let mut reports = Vec::new();
     for name in names {
         let archive = oci::archive(work, name, arch)?;
         let path = match out {
+            Some(out) if layout => unfold(&archive, arch, out)?,
             Some(out) => place(&archive, arch, out)?,
             None => archive.path,
         };
@@ -204,6 +209,24 @@ fn place(archive: &Archive, arch: Arch, out: &Path) -> Result<PathBuf> {
     })
 }
 
+/// The layout folder of an archive, in the place of an older one.
+fn unfold(archive: &Archive, arch: Arch, out: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(out)?;
+    let path = out.join(format!("{}-{arch}", archive.name));
+    let temp =
+        tempfile::Builder::new().prefix(&format!(".{}.", archive.name)).suffix(".part").tempdir_in(out)?;
+    let layout = Layout::open(&archive.path)?;
+    for image in layout.images()? {
+        layout.export(&image, temp.path())?;
+    }
+    fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    if path.join("oci-layout").is_file() {
+        fs::remove_dir_all(&path)?;
+    }
+    fs::rename(temp.path(), &path)?;
+    Ok(path)
+}
+
 fn pull(context: &Context, reference: &str, arch: Arch, out: &Path) -> Result<()> {
     let ui = &context.ui;
     let reference: Reference = reference.parse().map_err(|e| Failure::new(Kind::Input, format!("{e}")))?;
@@ -236,9 +259,9 @@ fn show(context: &Context, path: &Path) -> Result<()> {
         images.iter().try_for_each(|image| layout.verify(image))?;
         let shown = images.into_iter().map(|image| Shown {
             size: image.size(),
+            digest: image.digest(),
             layers: image.manifest.layers.len(),
             name: image.name,
-            digest: image.digest,
             os: image.config.os,
             architecture: image.config.architecture,
         });

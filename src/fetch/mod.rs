@@ -263,11 +263,11 @@ impl<'a> Fetcher<'a> {
                     }
                 }
             }
-            // One byte more than the lock says is another file, whatever its beginning hashes to.
+            // One byte more than is wanted is another file, whatever its beginning hashes to.
             if longer || matches!(response.read(&mut buffer[..1]), Ok(n) if n > 0) {
                 restart(&mut file, &mut hasher)?;
                 return Ok(Answer::Failed(format!(
-                    "it sends more than the {} bytes that the lock says",
+                    "it sends more than the {} bytes that are wanted",
                     request.size
                 )));
             }
@@ -276,9 +276,7 @@ impl<'a> Fetcher<'a> {
         if found != request.sha256 {
             restart(&mut file, &mut hasher)?;
             let (want, got) = (request.sha256.short(), found.short());
-            return Ok(Answer::Failed(format!(
-                "wrong digest: the lock says {want}…, these bytes have {got}…"
-            )));
+            return Ok(Answer::Failed(format!("wrong digest: {want}… is wanted, these bytes have {got}…")));
         }
         drop(file);
         self.store.publish_object(request.sha256, &path)?;

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use fs_err as fs;
 
 use super::types::{
-    CONTAINERD_NAME, Descriptor, Document, ImageConfig, Index, LayoutVersion, Manifest, REF_NAME, blob_path,
-    document,
+    CONTAINERD_NAME, Descriptor, Document, INDEX, ImageConfig, Index, LayoutVersion, Manifest, REF_NAME,
+    VERSION, blob_path, document,
 };
 use crate::digest::{Digest, Hashing};
 use crate::tree::TreePath;
@@ -19,6 +19,8 @@ use crate::tree::TreePath;
 pub const DOCUMENT_BYTES: u64 = 4 << 20;
 /// The most members of an archive; one with every image of a cluster has some hundreds.
 const MEMBERS: usize = 20_000;
+/// The longest extended header: some records with times and attributes.
+const RECORD_BYTES: u64 = 64 << 10;
 /// The most layers of an image: more than any container runtime can mount on each other.
 pub const LAYERS: usize = 512;
 /// The most images that are looked at in one layout.
@@ -62,8 +64,8 @@ enum Place {
 pub struct Found {
     /// What the index calls it: containerd's name, else the tag.
     pub name: Option<String>,
-    /// Digest of its manifest.
-    pub digest: Digest,
+    /// How the index names its manifest.
+    pub descriptor: Descriptor,
     /// The manifest.
     pub manifest: Manifest,
     /// The config.
@@ -71,6 +73,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// Digest of its manifest.
+    pub fn digest(&self) -> Digest {
+        self.descriptor.digest
+    }
+
     /// Bytes of config and layers.
     pub fn size(&self) -> u64 {
         self.manifest
@@ -98,8 +105,8 @@ impl Layout {
             Ok(version) => version,
             Err(e) => return wrong(format!("oci-layout: {e}")),
         };
-        if version.image_layout_version != "1.0.0" {
-            return wrong(format!("its version is {}, not 1.0.0", shown(&version.image_layout_version)));
+        if version.image_layout_version != VERSION {
+            return wrong(format!("its version is {}, not {VERSION}", shown(&version.image_layout_version)));
         }
         Ok(layout)
     }
@@ -149,7 +156,7 @@ impl Layout {
                     };
                     found.push(Found {
                         name: name.map(str::to_owned),
-                        digest: descriptor.digest,
+                        descriptor: descriptor.clone(),
                         manifest,
                         config,
                     });
@@ -193,6 +200,29 @@ impl Layout {
             .try_for_each(|blob| self.copy(blob, &mut io::sink()))
     }
 
+    /// Writes `image` alone as a layout into the folder `to`, which must be empty; every blob is checked.
+    pub fn export(&self, image: &Found, to: &Path) -> Result<(), LayoutError> {
+        fs::create_dir_all(to.join("blobs/sha256"))?;
+        let manifest = &image.manifest;
+        let blobs: BTreeMap<Digest, &Descriptor> = [&image.descriptor, &manifest.config]
+            .into_iter()
+            .chain(&manifest.layers)
+            .map(|blob| (blob.digest, blob))
+            .collect();
+        for (digest, blob) in blobs {
+            let mut out =
+                io::BufWriter::with_capacity(1 << 20, fs::File::create_new(to.join(blob_path(digest)))?);
+            self.copy(blob, &mut out)?;
+            out.flush()?;
+        }
+        let manifests = vec![image.descriptor.clone()];
+        let index = Index { schema_version: 2, media_type: Some(INDEX.to_owned()), manifests };
+        fs::write(to.join("index.json"), serde_json::to_vec(&index).map_err(io::Error::from)?)?;
+        let version = LayoutVersion { image_layout_version: VERSION.to_owned() };
+        fs::write(to.join("oci-layout"), serde_json::to_vec(&version).map_err(io::Error::from)?)?;
+        Ok(())
+    }
+
     fn has(&self, descriptor: &Descriptor) -> bool {
         self.reader(&blob_path(descriptor.digest)).is_ok()
     }
@@ -231,12 +261,27 @@ fn members(file: &std::fs::File) -> Result<BTreeMap<TreePath, (u64, u64)>, Layou
     let length = file.metadata()?.len();
     let mut members = BTreeMap::new();
     let mut archive = tar::Archive::new(io::BufReader::new(file));
-    for (count, entry) in archive.entries_with_seek()?.enumerate() {
+    // Raw: a long name or a record of an extended header would be read into memory whole, whatever length it claims. No path of a layout
+    // is long, so what changes a member's path or size is refused instead, and other records do not matter.
+    for (count, entry) in archive.entries_with_seek()?.raw(true).enumerate() {
         if count >= MEMBERS {
             return wrong(format!("it has more than {MEMBERS} members"));
         }
-        let entry = entry?;
-        if !entry.header().entry_type().is_file() {
+        let mut entry = entry?;
+        let kind = entry.header().entry_type();
+        if kind.is_gnu_longname() {
+            return wrong("a member has a longer name than a layout's");
+        }
+        if kind.is_pax_local_extensions() || kind.is_pax_global_extensions() {
+            let mut records = Vec::new();
+            (&mut entry).take(RECORD_BYTES + 1).read_to_end(&mut records)?;
+            let changes =
+                [&b" path="[..], b" size="].iter().any(|key| memchr::memmem::find(&records, key).is_some());
+            if records.len() as u64 > RECORD_BYTES || changes {
+                return wrong("an extended header changes the name or the length of a member");
+            }
+        }
+        if !kind.is_file() {
             continue;
         }
         let name = entry.path_bytes();

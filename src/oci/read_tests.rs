@@ -64,7 +64,7 @@ fn what_is_written_is_read() {
     let (bytes, digest) = archive();
     let images = opened(&bytes).unwrap();
     assert_eq!(images.len(), 1);
-    assert_eq!((images[0].name.as_deref(), images[0].digest), (Some("r.example.org/a:1"), digest));
+    assert_eq!((images[0].name.as_deref(), images[0].digest()), (Some("r.example.org/a:1"), digest));
     assert_eq!(images[0].config.config.as_ref().unwrap().entrypoint, Some(vec!["/x".to_owned()]));
     assert_eq!(archive().0, bytes, "the same every time");
 }
@@ -108,6 +108,30 @@ fn names_that_lead_out_or_come_twice_and_foreign_versions_are_refused() {
         let error = opened(&of(&members)).unwrap_err().to_string();
         assert!(error.contains(word), "{word}: {error}");
     }
+}
+
+#[test]
+fn headers_that_change_a_member_or_have_no_end_are_refused() {
+    let with = |kind: tar::EntryType, bytes: &[u8]| {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_size(bytes.len() as u64);
+        header.set_cksum();
+        builder.append(&header, bytes).unwrap();
+        let mut all = builder.into_inner().unwrap();
+        all.truncate(all.len() - 1024);
+        all.extend(archive().0);
+        opened(&all).map_err(|e| e.to_string())
+    };
+    let pax = tar::EntryType::XHeader;
+    assert_eq!(with(pax, b"20 mtime=1700000000\n").unwrap().len(), 1);
+    assert!(with(pax, b"12 path=../x\n").unwrap_err().contains("changes the name"));
+    assert!(with(pax, b"19 size=9999999999\n").unwrap_err().contains("changes the name"));
+    assert!(
+        with(tar::EntryType::XGlobalHeader, &vec![b'x'; 70_000]).unwrap_err().contains("changes the name")
+    );
+    assert!(with(tar::EntryType::GNULongName, b"blobs/x").unwrap_err().contains("longer name"));
 }
 
 #[test]

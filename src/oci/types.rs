@@ -27,11 +27,14 @@ pub const CONTAINERD_NAME: &str = "io.containerd.image.name";
 /// Annotation with the tag (image-spec, annotations.md).
 pub const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
+/// The only version of layouts that there is (image-spec, image-layout.md).
+pub const VERSION: &str = "1.0.0";
+
 /// What a layout says of itself, in the file `oci-layout` (image-spec, image-layout.md).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LayoutVersion {
-    /// `1.0.0`, the only one there is.
+    /// [`VERSION`].
     pub image_layout_version: String,
 }
 

@@ -18,7 +18,7 @@ use tar::{Builder, EntryType, Header};
 
 use super::types::{
     CONTAINERD_NAME, Descriptor, DockerEntry, INDEX, Index, LayoutVersion, MANIFEST, Manifest, Platform,
-    REF_NAME, blob_path,
+    REF_NAME, VERSION, blob_path,
 };
 use crate::digest::{Digest, Hashing};
 
@@ -100,7 +100,7 @@ pub fn archive(image: &Image, out: impl Write) -> io::Result<Digest> {
     members.insert("index.json".to_owned(), json(&index)?);
     members.insert("manifest.json".to_owned(), json(&docker)?);
     members
-        .insert("oci-layout".to_owned(), json(&LayoutVersion { image_layout_version: "1.0.0".to_owned() })?);
+        .insert("oci-layout".to_owned(), json(&LayoutVersion { image_layout_version: VERSION.to_owned() })?);
     let mut builder = Builder::new(out);
     for folder in ["blobs/", "blobs/sha256/"] {
         builder.append_data(&mut header(EntryType::Directory, 0o755, 0), folder, io::empty())?;

@@ -16,13 +16,6 @@ fn json(command: &Command) -> serde_json::Value {
     serde_json::from_slice(&command.read().unwrap_or_else(|e| panic!("{e}"))).unwrap()
 }
 
-/// Unpacks an archive, as a layout folder.
-fn folder(archive: &Path) -> tempfile::TempDir {
-    let dir = tempfile::tempdir_in(images::folder()).unwrap();
-    tar::Archive::new(fs_err::File::open(archive).unwrap()).unpack(dir.path()).unwrap();
-    dir
-}
-
 /// skopeo would have refused an index, manifest or config that breaks the specification, and a digest that does not fit.
 #[test]
 fn skopeo_reads_the_archive_as_ocis_and_as_dockers() {
@@ -37,7 +30,7 @@ fn skopeo_reads_the_archive_as_ocis_and_as_dockers() {
                 json(&skopeo.arg(format!("{kind}:{}{more}", path.display())))
             };
             let said = look("oci-archive", &format!(":{tag}"));
-            assert_eq!(said["Digest"], format!("sha256:{}", found.digest), "{said}");
+            assert_eq!(said["Digest"], format!("sha256:{}", found.digest()), "{said}");
             assert_eq!((said["Architecture"].as_str(), said["Os"].as_str()), (Some(arch), Some("linux")));
             assert_eq!(said["Layers"][0], format!("sha256:{}", found.manifest.layers[0].digest));
             let said = look("docker-archive", &format!(":kiln.invalid/{name}:{tag}"));
@@ -49,11 +42,17 @@ fn skopeo_reads_the_archive_as_ocis_and_as_dockers() {
 /// umoci would have seen a layer whose bytes are not what the config says, and entries that no tar tool unpacks.
 #[test]
 fn umoci_unpacks_the_root_and_its_programs_run_in_it() {
+    let out = tempfile::tempdir_in(images::folder()).unwrap();
     for (name, tag) in [("pause", "3.10"), ("toolbox", "1"), ("nfs", "1")] {
-        let layout = folder(&archives().join(format!("{name}-amd64.tar")));
-        let image = format!("{}:{tag}", layout.path().display());
+        let mut kiln = images::kiln();
+        kiln.args(["container", "build", name, "--layout", "--out"]).arg(out.path()).arg("-C");
+        Run::of(&kiln.arg(images::project()).output().unwrap()).ok();
+        let layout = out.path().join(format!("{name}-amd64"));
+        let (_, found) = only(&layout);
+        assert_eq!(found.digest(), only(&archives().join(format!("{name}-amd64.tar"))).1.digest());
+        let image = format!("{}:{tag}", layout.display());
         judge("usr/bin/umoci").args(["stat", "--json", "--image", &image]).run().unwrap();
-        let root = layout.path().join("root");
+        let root = out.path().join(name);
         let mut unpack = judge("usr/bin/umoci").args(["raw", "unpack", "--rootless", "--image", &image]);
         unpack = unpack.arg(&root);
         unpack.run().unwrap_or_else(|e| panic!("{e}"));

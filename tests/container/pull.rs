@@ -33,8 +33,8 @@ fn push(registry: &Registry) -> Pushed {
         }
         layer = layer.or(Some(found.manifest.layers[0].digest));
         let bytes = serde_json::to_vec(&found.manifest).unwrap();
-        assert_eq!(registry.push_manifest(REPOSITORY, MANIFEST, &bytes), found.digest);
-        descriptors.push((found.digest, bytes.len(), arch));
+        assert_eq!(registry.push_manifest(REPOSITORY, MANIFEST, &bytes), found.digest());
+        descriptors.push((found.digest(), bytes.len(), arch));
     }
     let entry = |(digest, size, arch): &(Digest, usize, &str)| {
         serde_json::json!({
@@ -76,7 +76,7 @@ fn an_image_comes_back_as_it_was_put_there_for_each_machine() {
             let run = pull(&env, &registry.host, by, &["--arch", arch, "--json"]).ok();
             assert_eq!(run.json()["digest"], digest.to_string(), "{}", run.text());
             let (_, found) = only(&out(&env, arch));
-            assert_eq!((found.digest, found.config.architecture.as_str()), (digest, arch));
+            assert_eq!((found.digest(), found.config.architecture.as_str()), (digest, arch));
             assert_eq!(found.name, Some(format!("{}/{REPOSITORY}:1", registry.host)));
         }
     }
@@ -109,7 +109,7 @@ fn a_container_of_a_project_is_pulled_and_named_as_its_file_says() {
         Run::of(&kiln.args(["container", "build", "b", "--json", "-C"]).arg(dir.path()).output().unwrap())
             .ok();
     let (_, found) = only(run.json()[0]["path"].as_str().unwrap().as_ref());
-    assert_eq!((found.name.as_deref(), found.digest), (Some("r.example.org/b:7"), pushed.manifests[0]));
+    assert_eq!((found.name.as_deref(), found.digest()), (Some("r.example.org/b:7"), pushed.manifests[0]));
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn a_connection_that_is_cut_is_taken_up_where_it_ended() {
         "{door:?}"
     );
     let (_, found) = only(&out(&env, "amd64"));
-    assert_eq!(found.digest, pushed.manifests[0]);
+    assert_eq!(found.digest(), pushed.manifests[0]);
 
     // What an earlier kiln left is taken up too.
     let env = Env::new();
@@ -143,7 +143,7 @@ fn a_connection_that_is_cut_is_taken_up_where_it_ended() {
     assert_eq!(ranges, [Some("bytes=500000-".to_owned())]);
     let (_, found) = only(&out(&env, "amd64"));
     assert_eq!(
-        (found.digest, sha256(&out(&env, "amd64")) == whole),
+        (found.digest(), sha256(&out(&env, "amd64")) == whole),
         (pushed.manifests[0], false),
         "another host, another name"
     );
@@ -187,7 +187,7 @@ fn a_password_opens_a_closed_registry_and_a_wrong_one_is_said_and_never_shown() 
     pull(&env, &registry.host, pushed.index, &[]).fails(4, &["has none for"]);
     password(&env, &registry.host, PASSWORD);
     pull(&env, &registry.host, pushed.index, &[]).ok();
-    assert_eq!(only(&out(&env, "amd64")).1.digest, pushed.manifests[0]);
+    assert_eq!(only(&out(&env, "amd64")).1.digest(), pushed.manifests[0]);
 
     // A file of one's own, which must be there once it is named.
     let env = Env::new();
@@ -231,7 +231,7 @@ fn a_registry_that_wants_a_token_gets_the_one_that_its_service_gives() {
     pull(&env, &door.host, pushed.index, &[]).fails(4, &["it refuses the password of"]);
     password(&env, &door.host, PASSWORD);
     pull(&env, &door.host, pushed.index, &[]).ok();
-    assert_eq!(only(&out(&env, "amd64")).1.digest, pushed.manifests[0]);
+    assert_eq!(only(&out(&env, "amd64")).1.digest(), pushed.manifests[0]);
     // The password went to the token service and nowhere else.
     let shown = door.asked("/v2/").into_iter().filter_map(|asked| asked.authorization).collect::<Vec<_>>();
     assert!(!shown.is_empty() && shown.iter().all(|header| header == "Bearer T0KEN"), "{shown:?}");
@@ -260,7 +260,7 @@ fn a_name_without_a_digest_or_a_manifest_that_is_none_is_refused() {
     let bytes = serde_json::to_vec(&docker).unwrap();
     let digest = registry.push_manifest(REPOSITORY, DOCKER_MANIFEST, &bytes);
     pull(&env, &registry.host, digest, &[]).ok();
-    assert_eq!(only(&out(&env, "amd64")).1.digest, digest);
+    assert_eq!(only(&out(&env, "amd64")).1.digest(), digest);
     let index = serde_json::json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [
         {"mediaType": DOCKER_MANIFEST, "digest": format!("sha256:{digest}"), "size": bytes.len(), "platform": {"architecture": "s390x", "os": "linux"}}
     ]});
