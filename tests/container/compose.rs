@@ -187,3 +187,77 @@ fn a_list_says_what_there_is() {
     .ok();
     assert!(shown.stdout.contains("kiln.invalid/pause:3.10  linux/arm64  sha256:"), "{}", shown.text());
 }
+
+/// A copy of the project with a recipe `hello` that leaves a text and a program of this machine, and the container `x`.
+fn with_recipe(text: &str, arch: &str) -> Run {
+    let dir = tempfile::tempdir_in(images::folder()).unwrap();
+    for part in ["images", "profiles", "qemu"] {
+        images::copy(&images::project().join(part), &dir.path().join(part));
+    }
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join("images").join(name);
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        fs_err::write(path, text).unwrap();
+    };
+    let head = "schema = 1\ndescription = \"a test\"\n";
+    write(
+        "recipes/hello/recipe.toml",
+        &format!("{head}tools = \"build-c\"\nscript = \"build.sh\"\noutputs = [\"etc\", \"opt\"]\n"),
+    );
+    write(
+        "recipes/hello/build.sh",
+        "mkdir -p $KILN_OUT/etc $KILN_OUT/opt\necho hello > $KILN_OUT/etc/hello\ncp /usr/bin/true $KILN_OUT/opt/true\n",
+    );
+    write(
+        "containers/x.toml",
+        &format!("{head}reference = \"kiln.invalid/x:1\"\nrecipe = \"hello\"\n{text}"),
+    );
+    let mut kiln = images::kiln();
+    kiln.args(["container", "build", "x", "--arch", arch, "-C"]);
+    Run::of(&kiln.arg(dir.path()).output().unwrap())
+}
+
+#[test]
+fn what_a_recipe_builds_is_put_in_and_a_program_of_another_machine_is_refused() {
+    let text = "set = \"container-toolbox\"\nkeep = [\"/usr/bin/busybox\", \"/etc/*\"]\n";
+    let run = with_recipe(text, "arm64").ok();
+    let (layout, found) = only(run.stdout.trim().as_ref());
+    let mut layer = Vec::new();
+    layout.copy(&found.manifest.layers[0], &mut layer).unwrap();
+    let mut archive = tar::Archive::new(layer.as_slice());
+    let entries = archive.entries().unwrap().map(|entry| {
+        let entry = entry.unwrap();
+        (entry.path().unwrap().display().to_string(), entry.header().uid().unwrap())
+    });
+    let entries: Vec<(String, u64)> = entries.collect();
+    let names: Vec<&str> = entries.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["bin", "etc/", "etc/hello", "usr/", "usr/bin/", "usr/bin/busybox"]);
+    assert!(entries.iter().all(|(_, uid)| *uid == 0));
+    with_recipe("", "arm64").fails(1, &["/opt/true: it is a program for another machine than arm64"]);
+    with_recipe("", "amd64").fails(1, &["/opt/true", "add the package to its tool set"]);
+}
+
+#[test]
+fn what_an_image_depends_on_is_known_without_anything_being_there() {
+    let project = kiln::spec::Project::load(images::project()).unwrap();
+    let locked = kiln::lock::Lock::load(&project.dir).unwrap().check(&project).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = kiln::store::Store::open(dir.path()).unwrap();
+    let ui = kiln::ui::Ui::new(kiln::ui::Verbosity::Quiet, false);
+    let of = |project: &kiln::spec::Project, name: &str, arch| {
+        let work = kiln::packages::Work { project, locked: &locked, store: &store, ui: &ui, threads: 1 };
+        kiln::oci::digest(&work, name, arch).unwrap()
+    };
+    let (amd64, arm64) = (kiln::arch::Arch::Amd64, kiln::arch::Arch::Arm64);
+    let pause = of(&project, "pause", amd64);
+    assert_eq!(pause, of(&project, "pause", amd64));
+    assert_ne!(pause, of(&project, "pause", arm64));
+    assert_ne!(of(&project, "toolbox", amd64), of(&project, "nfs", amd64));
+    let mut other = project.clone();
+    let spec = other.containers.get_mut("pause").unwrap();
+    spec.description = "said otherwise".to_owned();
+    assert_eq!(of(&other, "pause", amd64), pause);
+    other.containers.get_mut("pause").unwrap().user = None;
+    assert_ne!(of(&other, "pause", amd64), pause);
+    assert_eq!(super::common::run::files_below(&dir.path().join("steps")), [""; 0]);
+}
