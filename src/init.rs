@@ -16,6 +16,9 @@ macro_rules! files {
 
 /// Every file of images/, profiles/ and qemu/; a test sees that none is forgotten.
 const FILES: &[(&str, &[u8])] = files![
+    "images/containers/nfs.toml",
+    "images/containers/pause.toml",
+    "images/containers/toolbox.toml",
     "images/debian.toml",
     "images/files/identity",
     "images/files/kiln-identity.service",

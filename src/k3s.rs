@@ -5,13 +5,16 @@
 //! a reason to go another way.
 
 use anyhow::{Context, Result};
+use fs_err as fs;
 
 use crate::arch::Arch;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Failure, Kind};
 use crate::linux;
+use crate::oci;
 use crate::packages::Work;
 use crate::recipe::{self, Options};
+use crate::rootfs::k3s::{CONTAINERS, References};
 use crate::spec::{K3s, Profile};
 use crate::store::StepKey;
 use crate::unpack::{self, Info, Unpacked};
@@ -26,12 +29,15 @@ pub enum Way {
 }
 
 /// Everything that K3s in an image depends on, from TOML files and lock alone.
-pub fn digest(work: &Work<'_>, profile: &Profile) -> Result<Digest> {
+pub fn digest(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Digest> {
     let mut hasher = Hasher::new();
     if let Some(k3s) = &profile.layer.k3s {
         let recipes = linux::recipes(work.project)?;
         for name in k3s.source.iter().chain(&k3s.recipes) {
             hasher.update(recipe::step_key(work, &recipes, name)?.digest().as_bytes());
+        }
+        for name in &k3s.containers {
+            hasher.update(oci::digest(work, name, arch)?.as_bytes());
         }
     }
     Ok(hasher.finish())
@@ -56,23 +62,60 @@ pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Un
         let key = StepKey::new("recipe-package", name, unpack::VERSION)
             .input("recipe", built.dir.record().key.digest())
             .input("version", &version);
-        let info = Info {
-            name: (*name).to_owned(),
-            version,
-            arch: arch.debian().to_owned(),
-            source: None,
-            summary: Some(recipe.spec.description.clone()),
-            depends: String::new(),
-            provides: String::new(),
-            base: false,
-            scripts: Vec::new(),
-        };
+        let info = info(name, &version, arch, &recipe.spec.description);
         let needs = vec![work.store.relative(built.dir.path())];
         let package = unpack::folder(work.store, &key, &built.out(), info, needs)
             .with_context(|| format!("taking what recipe {name} built"))?;
         packages.push(package);
     }
+    packages.extend(containers(work, k3s, arch)?);
     Ok(packages)
+}
+
+/// What containerd knows each of the profile's container images by.
+pub fn references(work: &Work<'_>, profile: &Profile) -> References {
+    let names = profile.layer.k3s.iter().flat_map(|k3s| &k3s.containers);
+    let known = names.filter_map(|name| Some((name, work.project.containers.get(name)?)));
+    known.map(|(name, spec)| (name.clone(), spec.reference.clone())).collect()
+}
+
+/// The container images as a package: one archive each, named by what is in it.
+fn containers(work: &Work<'_>, k3s: &K3s, arch: Arch) -> Result<Option<Unpacked>> {
+    const NAME: &str = "k3s-containers";
+    if k3s.containers.is_empty() {
+        return Ok(None);
+    }
+    let archives: Vec<oci::Archive> =
+        k3s.containers.iter().map(|name| oci::archive(work, name, arch)).collect::<Result<_>>()?;
+    let mut key = StepKey::new("recipe-package", NAME, unpack::VERSION);
+    for archive in &archives {
+        key = key.input(&archive.name, archive.digest);
+    }
+    let staging = work.store.staging()?;
+    let folder = staging.file("root");
+    fs::create_dir_all(folder.join(CONTAINERS))?;
+    for archive in &archives {
+        let digest = archive.digest.to_string();
+        let name = format!("{}-{}.tar", archive.name, digest.get(..12).unwrap_or(&digest));
+        fs::hard_link(&archive.path, folder.join(CONTAINERS).join(name))?;
+    }
+    let needs = archives.into_iter().map(|archive| archive.relative).collect();
+    let info = info(NAME, k3s.version(), arch, "container images that K3s imports when it starts");
+    Ok(Some(unpack::folder(work.store, &key, &folder, info, needs)?))
+}
+
+fn info(name: &str, version: &str, arch: Arch, summary: &str) -> Info {
+    Info {
+        name: name.to_owned(),
+        version: version.to_owned(),
+        arch: arch.debian().to_owned(),
+        source: None,
+        summary: Some(summary.to_owned()),
+        depends: String::new(),
+        provides: String::new(),
+        base: false,
+        scripts: Vec::new(),
+    }
 }
 
 /// The version that a recipe's output goes by.

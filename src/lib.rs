@@ -21,6 +21,7 @@
 //!
 //! images/recipes/*                built       [recipe], [sandbox]: what no package has, from source
 //! images/kernel/sources/*         a package   [linux]: a kernel of its own
+//! images/containers/*             an archive  [oci]: container images, so that nodes need no registry
 //! ```
 //!
 //! [`pipeline::build`] is the recipe of a build on one page: read it first.
@@ -64,6 +65,7 @@ pub mod kubeconfig;
 pub mod linux;
 pub mod lock;
 pub mod manifest;
+pub mod oci;
 pub mod packages;
 pub mod pipeline;
 pub mod qemu;

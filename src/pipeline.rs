@@ -125,7 +125,7 @@ fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<StepKey> {
         .input("initrd programs", set(SetKind::Tool, "initrd")?)
         .input("profile", profile_digest(target.profile))
         .input("kernel from source", source)
-        .input("k3s", k3s::digest(work, target.profile)?)
+        .input("k3s", k3s::digest(work, target.profile, target.arch)?)
         .input("kernel contract", work.project.contracts.digest(&target.profile.layer.kernel.features)?)
         .input("image version", work.locked.lock().version())
         .input("initrd script", Digest::of(initrd::SCRIPT.as_bytes()))
@@ -200,6 +200,7 @@ fn root(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked], kernel: &Ke
     for package in packages {
         all.update(package.digest.as_bytes());
     }
+    let references = k3s::references(work, target.profile);
     let level = target.profile.layer.disk.compression.unwrap_or(LEVEL);
     let key = StepKey::new("root", &target.stem(), VERSION)
         .input("packages", all.finish())
@@ -208,6 +209,7 @@ fn root(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked], kernel: &Ke
         .input("image version", &version)
         .input("time", epoch)
         .input("compose", rootfs::VERSION)
+        .input("references", serde_json::to_string(&references)?)
         .input("compression", format!("zstd {level}, {}", erofs::ZPACK_VERSION));
     let outcome = work.store.step(
         &key,
@@ -218,7 +220,7 @@ fn root(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked], kernel: &Ke
                 arch: target.arch,
                 packages,
                 kernel,
-                references: &rootfs::k3s::References::new(),
+                references: &references,
                 version: &version,
                 epoch,
             };

@@ -139,6 +139,8 @@ enum SchemaFile {
     Contract,
     /// images/kernel/sources/*.toml
     Kernel,
+    /// images/containers/*.toml
+    Container,
     /// The user's own config.toml
     Config,
 }
@@ -217,6 +219,7 @@ fn schema(file: SchemaFile) -> schemars::Schema {
         SchemaFile::Scenario => schemars::schema_for!(crate::scenario::spec::file::File),
         SchemaFile::Contract => schemars::schema_for!(Component),
         SchemaFile::Kernel => schemars::schema_for!(crate::spec::KernelSource),
+        SchemaFile::Container => schemars::schema_for!(crate::spec::ContainerSpec),
         SchemaFile::Config => schemars::schema_for!(Config),
     }
 }
@@ -235,6 +238,7 @@ mod tests {
             (SchemaFile::Scenario, "step"),
             (SchemaFile::Contract, "feature"),
             (SchemaFile::Kernel, "fragments"),
+            (SchemaFile::Container, "reference"),
             (SchemaFile::Config, "mirrors"),
         ] {
             let schema = serde_json::to_value(schema(file)).unwrap();

@@ -1,6 +1,7 @@
 //! The command line: a table of verbs. Each verb is a file with its arguments and a `run`; nothing is decided here.
 
 mod build;
+mod container;
 mod dev;
 mod diff;
 mod doctor;
@@ -70,6 +71,8 @@ enum Verb {
     Outdated(lock::OutdatedArgs),
     /// Build from source, in a sealed sandbox
     Recipe(recipe::Args),
+    /// Make container images that nodes bring along, and look at them
+    Container(container::Args),
     /// Look at the store and keep it in order
     Store(store::Args),
     /// Show what differs between two images
@@ -177,6 +180,7 @@ pub fn main() -> ExitCode {
         Verb::Update(args) => lock::update(&context, &args),
         Verb::Outdated(args) => lock::outdated(&context, &args),
         Verb::Recipe(args) => recipe::run(&context, &args),
+        Verb::Container(args) => container::run(&context, &args),
         Verb::Store(args) => store::run(&context, &args),
         Verb::Diff(args) => diff::run(&context, &args),
         Verb::Why(args) => why::run(&context, &args),

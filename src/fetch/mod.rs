@@ -4,11 +4,14 @@
 //! turn, resumes what an earlier try left in the store's `partial` folder, hashes while the bytes stream in, and publishes only
 //! what has the right digest. A place that cannot be reached is not asked again in the same run.
 //!
-//! The other half of the network, signed metadata for `kiln update`, uses [`Fetcher::get`].
+//! The other half of the network, signed metadata for `kiln update`, uses [`Fetcher::get`]. A fetcher of one container registry
+//! ([`Fetcher::of_registry`]) also logs in where it is asked to.
 
 mod mirrors;
+mod registry;
 
 pub use mirrors::{Mirrors, SNAPSHOT};
+pub use registry::Login;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, Write};
@@ -19,7 +22,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use fs_err as fs;
 use reqwest::StatusCode;
-use reqwest::blocking::{Client, Response};
+use reqwest::blocking::{Client, ClientBuilder, Response};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderName, RANGE};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Failure, Kind};
@@ -66,6 +70,14 @@ pub struct Fetcher<'a> {
     ui: &'a Ui,
     client: Client,
     down: Mutex<BTreeMap<String, String>>,
+    login: Option<Login>,
+}
+
+/// Why there is no answer to look at.
+struct NoAnswer {
+    why: String,
+    /// Another try may do better.
+    again: bool,
 }
 
 /// What one place answered.
@@ -80,15 +92,22 @@ enum Answer {
 impl<'a> Fetcher<'a> {
     /// A fetcher that puts things in `store`.
     pub fn new(store: &'a Store, ui: &'a Ui) -> Result<Self> {
-        // A second call finds the provider installed already, which is as good.
-        rustls::crypto::ring::default_provider().install_default().ok();
-        let client = Client::builder()
-            .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .timeout(STALL)
-            .build()
-            .context("setting up the HTTP client")?;
-        Ok(Fetcher { store, ui, client, down: Mutex::default() })
+        Self::with(store, ui, client(), None)
+    }
+
+    /// A fetcher of what a repository of a container registry has; see [`Login`].
+    pub fn of_registry(store: &'a Store, ui: &'a Ui, login: Login) -> Result<Self> {
+        Self::with(store, ui, client().redirect(login.redirects()), Some(login))
+    }
+
+    fn with(store: &'a Store, ui: &'a Ui, client: ClientBuilder, login: Option<Login>) -> Result<Self> {
+        let client = client.build().context("setting up the HTTP client")?;
+        Ok(Fetcher { store, ui, client, down: Mutex::default(), login })
+    }
+
+    /// URL of the repository that this is a fetcher of.
+    pub fn base(&self) -> Option<&str> {
+        self.login.as_ref().map(Login::base)
     }
 
     /// Brings everything in `requests` that the store does not have yet, several at once. All are tried even if one fails;
@@ -197,19 +216,10 @@ impl<'a> Fetcher<'a> {
             restart(&mut file, &mut hasher)?;
         }
         if hasher.len() < request.size {
-            let mut query = self.client.get(url);
-            if !hasher.is_empty() {
-                query = query.header("Range", format!("bytes={}-", hasher.len()));
-            }
-            let mut response = match query.send() {
+            let range = (!hasher.is_empty()).then(|| (RANGE, format!("bytes={}-", hasher.len())));
+            let mut response = match self.ask(url, range.as_slice()) {
                 Ok(response) => response,
-                Err(error) => {
-                    let why = reason(&error);
-                    if error.is_connect() || error.is_timeout() {
-                        self.down.lock().expect("no holder panics").insert(host(url), why.clone());
-                    }
-                    return Ok(Answer::Failed(why));
-                }
+                Err(NoAnswer { why, .. }) => return Ok(Answer::Failed(why)),
             };
             match response.status() {
                 StatusCode::PARTIAL_CONTENT if range_start(&response) == Some(hasher.len()) => {}
@@ -253,11 +263,11 @@ impl<'a> Fetcher<'a> {
                     }
                 }
             }
-            // One byte more than the lock says is another file, whatever its beginning hashes to.
+            // One byte more than is wanted is another file, whatever its beginning hashes to.
             if longer || matches!(response.read(&mut buffer[..1]), Ok(n) if n > 0) {
                 restart(&mut file, &mut hasher)?;
                 return Ok(Answer::Failed(format!(
-                    "it sends more than the {} bytes that the lock says",
+                    "it sends more than the {} bytes that are wanted",
                     request.size
                 )));
             }
@@ -266,41 +276,91 @@ impl<'a> Fetcher<'a> {
         if found != request.sha256 {
             restart(&mut file, &mut hasher)?;
             let (want, got) = (request.sha256.short(), found.short());
-            return Ok(Answer::Failed(format!(
-                "wrong digest: the lock says {want}…, these bytes have {got}…"
-            )));
+            return Ok(Answer::Failed(format!("wrong digest: {want}… is wanted, these bytes have {got}…")));
         }
         drop(file);
         self.store.publish_object(request.sha256, &path)?;
         Ok(Answer::Done)
     }
 
+    /// Asks a place, and logs in if it wants that and this is a fetcher of a registry. A place where nobody is, is noted as down.
+    fn ask(&self, url: &str, fields: &[(HeaderName, String)]) -> Result<Response, NoAnswer> {
+        let send = |header| {
+            let mut query = self.client.get(url);
+            for (name, value) in fields {
+                query = query.header(name, value);
+            }
+            if let Some(header) = header {
+                query = query.header(AUTHORIZATION, header);
+            }
+            query.send().map_err(|error| {
+                let (why, down) = (reason(&error), error.is_connect() || error.is_timeout());
+                if down {
+                    self.down.lock().expect("no holder panics").insert(host(url), why.clone());
+                }
+                NoAnswer { why, again: !down }
+            })
+        };
+        let Some(login) = &self.login else { return send(None) };
+        let response = send(login.header())?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let refused = |why| NoAnswer { why, again: false };
+        let response = send(Some(login.answer(&self.client, &response).map_err(refused)?))?;
+        match response.status() {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(refused(login.refused())),
+            _ => Ok(response),
+        }
+    }
+
     /// A small text by URL, for signed metadata: nothing is trusted because of where it came from. At most `limit` bytes.
     pub fn get(&self, url: &str, limit: u64) -> Result<Vec<u8>> {
-        if let Some(why) = self.down.lock().expect("no holder panics").get(&host(url)) {
-            return Err(Failure::new(Kind::Fetch, format!("{url}: {why}")).into());
-        }
-        let fail = |why: String| Failure::new(Kind::Fetch, format!("{url}: {why}"));
-        let response = self.client.get(url).send().map_err(|error| {
-            let why = reason(&error);
-            if error.is_connect() || error.is_timeout() {
-                self.down.lock().expect("no holder panics").insert(host(url), why.clone());
+        self.read(url, &[], limit)
+            .map_err(|no| Failure::new(Kind::Fetch, format!("{url}: {}", no.why)).into())
+    }
+
+    /// As [`Fetcher::get`], asking for one of these media types, and again if the answer breaks off.
+    pub fn get_as(&self, url: &str, types: &[&str], limit: u64) -> Result<Vec<u8>> {
+        let accept = [(ACCEPT, types.join(", "))];
+        let mut tries = 1;
+        loop {
+            match self.read(url, &accept, limit) {
+                Ok(bytes) => return Ok(bytes),
+                Err(no) if no.again && tries < TRIES => tries += 1,
+                Err(no) => return Err(Failure::new(Kind::Fetch, format!("{url}: {}", no.why)).into()),
             }
-            fail(why)
-        })?;
+            sys::check_interrupt()?;
+        }
+    }
+
+    fn read(&self, url: &str, fields: &[(HeaderName, String)], limit: u64) -> Result<Vec<u8>, NoAnswer> {
+        let fail = |why: String, again| Err(NoAnswer { why, again });
+        if let Some(why) = self.down.lock().expect("no holder panics").get(&host(url)) {
+            return fail(why.clone(), false);
+        }
+        let response = self.ask(url, fields)?;
         if !response.status().is_success() {
-            return Err(fail(response.status().to_string()).into());
+            return fail(response.status().to_string(), false);
         }
         let mut bytes = Vec::new();
-        response
-            .take(limit + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|e| fail(format!("reading stopped: {e}")))?;
+        if let Err(error) = response.take(limit + 1).read_to_end(&mut bytes) {
+            return fail(format!("reading stopped: {error}"), true);
+        }
         if bytes.len() as u64 > limit {
-            return Err(fail(format!("it sends more than {limit} bytes")).into());
+            return fail(format!("it sends more than {limit} bytes"), false);
         }
         Ok(bytes)
     }
+}
+
+fn client() -> ClientBuilder {
+    // A second call finds the provider installed already, which is as good.
+    rustls::crypto::ring::default_provider().install_default().ok();
+    Client::builder()
+        .user_agent(concat!("kiln/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT)
+        .timeout(STALL)
 }
 
 fn restart(file: &mut fs::File, hasher: &mut Hasher) -> io::Result<()> {

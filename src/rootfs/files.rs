@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use super::step::{StepError, put, text};
-use crate::spec::{Layer, Profile};
+use crate::spec::{FileSpec, Layer, Profile};
 use crate::tree::{Entry, Tree};
 
 /// Owner of what this step makes.
@@ -12,14 +12,23 @@ const OWNER: &str = "kiln:files";
 
 /// Puts the profile's files in, replacing what packages brought at the same paths.
 pub fn files(tree: &mut Tree, profile: &Profile) -> Result<(), StepError> {
-    for (path, spec) in &profile.layer.files {
+    put_files(tree, &profile.layer.files, &profile.sources)
+}
+
+/// Puts `files` in, by absolute path; `sources` has the bytes of those that are files of the project.
+pub fn put_files(
+    tree: &mut Tree,
+    files: &BTreeMap<String, FileSpec>,
+    sources: &BTreeMap<String, Vec<u8>>,
+) -> Result<(), StepError> {
+    for (path, spec) in files {
         let mode =
             |default| spec.mode.as_deref().map_or(default, |m| u32::from_str_radix(m, 8).unwrap_or(default));
         let entry = if let Some(target) = &spec.link {
             Entry::symlink(target, OWNER)
         } else if spec.dir == Some(true) {
             Entry::dir(mode(0o755), OWNER)
-        } else if let Some(bytes) = profile.sources.get(path) {
+        } else if let Some(bytes) = sources.get(path) {
             Entry::file(mode(0o644), bytes.clone(), OWNER)
         } else {
             Entry::file(mode(0o644), spec.text.clone().unwrap_or_default(), OWNER)

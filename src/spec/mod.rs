@@ -6,6 +6,7 @@
 //! images/*.toml          layers: packages, files, units, kernel, disk                [Layer]
 //! profiles/*.toml        a role: a layer that `extends` others                       [Profile]
 //! images/kernel/sources/ what a kernel built from source is asked to be             [KernelSource]
+//! images/containers/     container images that nodes bring along                   [ContainerSpec]
 //! qemu/machines/*.toml   a machine of scenarios, as a profile but without a role     [Profile]
 //! ```
 //!
@@ -16,12 +17,14 @@
 //! A machine of scenarios is never a product: `all` does not mean it. It is a machine that no profile describes (`edge`), or,
 //! extending `profiles/NAME`, a variant of a profile with another kernel ([`Project::variant`]).
 
+mod container;
 mod diagnose;
 mod k3s;
 mod kernel;
 mod layer;
 mod project;
 
+pub use container::ContainerSpec;
 pub use diagnose::parse;
 pub(crate) use diagnose::{nearest, place};
 pub use k3s::{Cni, K3s, Release};

@@ -8,6 +8,7 @@ use fs_err as fs;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::container::{self, ContainerSpec};
 use super::diagnose::nearest;
 use super::kernel::{self, KernelSource};
 use super::layer::{FileSpec, Flavour, Layer, Role};
@@ -161,6 +162,8 @@ pub struct Project {
     pub contracts: Contracts,
     /// Kernels that are built from source, by name.
     pub kernels: BTreeMap<String, KernelSource>,
+    /// Container images that are put together or taken from a registry, by name.
+    pub containers: BTreeMap<String, ContainerSpec>,
     /// All profiles by name: what the project is for.
     pub profiles: BTreeMap<String, Profile>,
     /// Machines of scenarios by name, for proof only; no name is also a profile's. Baked from the same lock.
@@ -192,6 +195,7 @@ impl Project {
         check_schema("images/tools.toml", tools.schema)?;
         let contracts = contracts(dir)?;
         let kernels = kernel::load_all(dir)?;
+        let containers = container::load_all(dir, &tools)?;
         let profiles = Profile::load_all(dir, "profiles")?;
         let machines = match dir.join(MACHINES).is_dir() {
             true => Profile::load_all(dir, MACHINES)?,
@@ -212,7 +216,16 @@ impl Project {
             image.check_features(&contracts)?;
             image.check_source(&kernels)?;
         }
-        Ok(Project { dir: dir.to_owned(), archive, tools, contracts, kernels, profiles, machines })
+        Ok(Project {
+            dir: dir.to_owned(),
+            archive,
+            tools,
+            contracts,
+            kernels,
+            containers,
+            profiles,
+            machines,
+        })
     }
 
     /// Everything that can be baked: profiles, then machines of scenarios, each in the order of their names.
@@ -462,7 +475,7 @@ impl Profile {
     }
 }
 
-fn check_file(file: &str, path: &str, spec: &FileSpec) -> Result<()> {
+pub(super) fn check_file(file: &str, path: &str, spec: &FileSpec) -> Result<()> {
     let refuse = |why: String| Err(Failure::new(Kind::Input, format!("{file}: file `{path}`: {why}")).into());
     let Some(inner) = path.strip_prefix('/') else {
         return refuse("the path must be absolute".to_owned());

@@ -7,9 +7,21 @@ use crate::common::archive::Archive;
 use crate::common::mirror::Mirror;
 use crate::common::run::{Env, Run};
 
-const VERBS: [&str; 13] = [
-    "build", "run", "update", "outdated", "recipe", "store", "diff", "why", "kernel", "sbom", "doctor",
-    "init", "dev",
+const VERBS: [&str; 14] = [
+    "build",
+    "run",
+    "update",
+    "outdated",
+    "recipe",
+    "container",
+    "store",
+    "diff",
+    "why",
+    "kernel",
+    "sbom",
+    "doctor",
+    "init",
+    "dev",
 ];
 
 #[test]

@@ -1,8 +1,9 @@
 //! What the test binaries share: running the program ([`run`]), real images of this project ([`images`]), and an archive
-//! of hand-made packages ([`archive`]) behind a mirror that misbehaves on order ([`mirror`]).
+//! of hand-made packages ([`archive`]) behind a mirror that misbehaves on order ([`mirror`]), and Debian's container registry ([`registry`]).
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of it")]
 
 pub mod archive;
 pub mod images;
 pub mod mirror;
+pub mod registry;
 pub mod run;
