@@ -9,7 +9,7 @@
 //! steps/container/NAME-ARCH/KEY/image.tar              [`Archive`]
 //! ```
 //!
-//! The formats themselves ([`types`], [`layer`], [`mod@write`], [`mod@read`], [`reference`]) know nothing of TOML or the store.
+//! The formats themselves ([`types`], [`layer`], [`mod@write`], [`read`], [`mod@reference`]) know nothing of TOML or the store.
 
 mod compose;
 mod pull;
