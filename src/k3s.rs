@@ -1,8 +1,8 @@
-//! K3s as a component of an image: its programs, which come one of two ways, and what else its nodes need from recipes.
+//! K3s as a component of an image: its programs, its container images, and what else its nodes need from recipes.
 //!
-//! `binary` is upstream's release, `source` the same built by recipes of the project. Left to itself (`auto`), kiln takes what the store
-//! has, then the release, and builds from source only if no place can be asked or has it. Bytes with a wrong digest are an error and never
-//! a reason to go another way.
+//! They are built by recipes of the project, from upstream's own packages as Go modules.
+
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use fs_err as fs;
@@ -15,18 +15,9 @@ use crate::oci;
 use crate::packages::Work;
 use crate::recipe::{self, Options};
 use crate::rootfs::k3s::{CONTAINERS, References};
-use crate::spec::{K3s, Profile};
+use crate::spec::{ContainerSpec, K3s, Profile};
 use crate::store::StepKey;
 use crate::unpack::{self, Info, Unpacked};
-
-/// How K3s came into an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// Upstream's release.
-    Binary,
-    /// Built by the project's recipes.
-    Source,
-}
 
 /// Everything that K3s in an image depends on, from TOML files and lock alone.
 pub fn digest(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Digest> {
@@ -58,7 +49,7 @@ pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Un
     let mut packages = Vec::new();
     for (name, built) in names.iter().zip(&built) {
         let recipe = recipes.get(name)?;
-        let version = version(k3s, name);
+        let version = k3s.version().to_owned();
         let key = StepKey::new("recipe-package", name, unpack::VERSION)
             .input("recipe", built.dir.record().key.digest())
             .input("version", &version);
@@ -70,6 +61,31 @@ pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Un
     }
     packages.extend(containers(work, k3s, arch)?);
     Ok(packages)
+}
+
+/// The steps of all recipes that a profile's K3s and container images are from, which were built, in the store.
+pub fn built(work: &Work<'_>, profile: &Profile) -> Result<Vec<PathBuf>> {
+    let Some(k3s) = &profile.layer.k3s else { return Ok(Vec::new()) };
+    let recipes = linux::recipes(work.project)?;
+    let of_containers = containers_of(work, k3s).filter_map(|spec| spec.recipe.as_ref());
+    let mut paths = Vec::new();
+    for name in k3s.source.iter().chain(&k3s.recipes).chain(of_containers) {
+        let found = recipe::find(work, &recipes, recipes.get(name)?)?;
+        let built = found.map_err(|miss| anyhow::anyhow!("recipe {name} is not in the store: {miss}"))?;
+        paths.push(built.dir.path().to_owned());
+    }
+    Ok(paths)
+}
+
+/// The tool sets that a profile's container images are made of.
+pub fn sets<'a>(work: &Work<'a>, profile: &'a Profile) -> Vec<&'a str> {
+    let Some(k3s) = &profile.layer.k3s else { return Vec::new() };
+    containers_of(work, k3s).filter_map(|spec| spec.set.as_deref()).collect()
+}
+
+fn containers_of<'a>(work: &Work<'a>, k3s: &'a K3s) -> impl Iterator<Item = &'a ContainerSpec> {
+    let project = work.project;
+    k3s.containers.iter().filter_map(|name| project.containers.get(name))
 }
 
 /// What containerd knows each of the profile's container images by.
@@ -116,9 +132,4 @@ fn info(name: &str, version: &str, arch: Arch, summary: &str) -> Info {
         base: false,
         scripts: Vec::new(),
     }
-}
-
-/// The version that a recipe's output goes by.
-fn version(k3s: &K3s, _recipe: &str) -> String {
-    k3s.version().to_owned()
 }

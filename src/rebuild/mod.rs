@@ -22,6 +22,7 @@ use crate::diff;
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
 use crate::formats::{self, Format};
+use crate::k3s;
 use crate::linux;
 use crate::lock::SetKind;
 use crate::manifest::{self, FileInfo};
@@ -112,7 +113,8 @@ pub fn check(work: &Work<'_>, target: &Target<'_>, wanted: &[Format]) -> Result<
         (SetKind::Tool, "boot"),
         (SetKind::Tool, "initrd"),
     ];
-    for (kind, name) in sets {
+    let of_containers = k3s::sets(work, target.profile).into_iter().map(|name| (SetKind::Tool, name));
+    for (kind, name) in sets.into_iter().chain(of_containers) {
         for package in work.locked.packages(kind, name, target.arch)? {
             link_object(work.store, &store, package.sha256, package.size)?;
         }
@@ -120,6 +122,9 @@ pub fn check(work: &Work<'_>, target: &Target<'_>, wanted: &[Format]) -> Result<
     if let Some(source) = &target.profile.layer.kernel.source {
         // Compiling it again is what `kiln recipe build --check` is for, and takes as long as the first time.
         link_folder(&linux::built(work, source)?, work.store.root(), store.root())?;
+    }
+    for step in k3s::built(work, target.profile)? {
+        link_folder(&step, work.store.root(), store.root())?;
     }
     let threads = work.threads + 1;
     work.ui.status("Checking", format!("{} again from nothing, with {threads} threads", target.stem()));

@@ -8,8 +8,6 @@ use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::arch::Arch;
-use crate::digest::Digest;
 use crate::error::{Failure, Kind};
 
 /// K3s on a node. Every setting has a word of its own, so that a later layer can change one of them.
@@ -19,14 +17,10 @@ pub struct K3s {
     /// The release, `v1.33.3+k3s1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// Upstream's program for each machine.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(with = "BTreeMap<String, Release>")]
-    pub release: BTreeMap<Arch, Release>,
-    /// Recipes that build the same from source; their outputs are put into the root.
+    /// Recipes that build it; their outputs are put into the root.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<String>,
-    /// Recipes that are built and put in whichever way K3s came.
+    /// Recipes of programs that it calls, likewise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub recipes: Vec<String>,
     /// Container images (images/containers/) that every node has from its first boot on.
@@ -71,20 +65,6 @@ pub struct K3s {
     pub config: BTreeMap<String, serde_json::Value>,
 }
 
-/// A file of upstream's release.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Release {
-    /// Where it is.
-    pub url: String,
-    /// What it is.
-    #[schemars(with = "String")]
-    pub sha256: Digest,
-    /// How long it is, in bytes, if that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub size: Option<u64>,
-}
-
 /// Who connects the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -110,7 +90,6 @@ impl K3s {
         // Destructured so that a new field cannot be forgotten here.
         let K3s {
             version,
-            release,
             source,
             recipes,
             containers,
@@ -129,10 +108,8 @@ impl K3s {
         // Another version is another program: what stood for the one before does not stand for it.
         if version.is_some() {
             self.version = version;
-            self.release.clear();
             self.source.clear();
         }
-        self.release.extend(release);
         super::layer::join(&mut self.source, source);
         super::layer::join(&mut self.recipes, recipes);
         super::layer::join(&mut self.containers, containers);
@@ -190,8 +167,8 @@ impl K3s {
         if self.version.is_none() {
             return refuse("no layer says which `version`", "extend `k3s` (images/k3s.toml), or take [k3s] out");
         }
-        if self.release.is_empty() && self.source.is_empty() {
-            return refuse("there is neither a `release` nor a `source`", "name one of both for this `version`");
+        if self.source.is_empty() {
+            return refuse("no layer names a `source` of this `version`", "name the recipes that build it");
         }
         let (pods, services) = (self.cluster_cidr(), self.service_cidr());
         if pods.contains(&services) || services.contains(&pods) {

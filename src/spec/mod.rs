@@ -27,7 +27,7 @@ mod project;
 pub use container::ContainerSpec;
 pub use diagnose::parse;
 pub(crate) use diagnose::{nearest, place};
-pub use k3s::{Cni, K3s, Release};
+pub use k3s::{Cni, K3s};
 pub use kernel::{Base, KernelSource};
 pub use layer::{
     Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer, ModuleFilter,

@@ -28,23 +28,33 @@ pub fn folder() -> &'static Path {
 }
 
 pub fn store() -> PathBuf {
-    static KERNELS: OnceLock<()> = OnceLock::new();
-    KERNELS.get_or_init(kernels);
+    static COMPILED: OnceLock<()> = OnceLock::new();
+    COMPILED.get_or_init(compiled);
     folder().join("store")
 }
 
-/// Takes kernels from source over from this person's own store. Compiling one takes a quarter of an hour or more, and a step is found by
-/// the key of all that it depends on, so what does not fit is never used.
-fn kernels() {
-    let Ok(own) = kiln::store::Store::default_path() else { return };
-    let (from, to) = (own.join("steps/recipe"), folder().join("store/steps/recipe"));
-    for kernel in ["linux-vm", "linux-node"] {
-        for key in fs_err::read_dir(from.join(kernel)).into_iter().flatten().map(Result::unwrap) {
-            let step = to.join(kernel).join(key.file_name());
+/// Recipes that compile for minutes.
+const LONG: [&str; 7] =
+    ["linux-vm", "linux-node", "k3s", "cni-flannel", "coredns", "local-path-provisioner", "metrics-server"];
+
+/// Takes what was compiled over from this person's own store. A step is found by the key of all that it depends on, so what does not fit
+/// is never used.
+fn compiled() {
+    if let Ok(own) = kiln::store::Store::default_path() {
+        take_compiled(&own, &folder().join("store"));
+    }
+}
+
+/// Copies what recipes that compile for minutes made from one store to another.
+pub fn take_compiled(from: &Path, to: &Path) {
+    let (from, to) = (from.join("steps/recipe"), to.join("steps/recipe"));
+    for recipe in LONG {
+        for key in fs_err::read_dir(from.join(recipe)).into_iter().flatten().map(Result::unwrap) {
+            let step = to.join(recipe).join(key.file_name());
             if key.path().join("step.json").is_file() && !step.exists() {
                 // By another name first: a test that is interrupted leaves no half of a step. Another test binary may be as far.
                 fs_err::create_dir_all(step.parent().unwrap()).unwrap();
-                let staged = tempfile::tempdir_in(folder()).unwrap();
+                let staged = tempfile::tempdir_in(&to).unwrap();
                 copy(&key.path(), &staged.path().join("step"));
                 fs_err::rename(staged.path().join("step"), &step).ok();
             }
@@ -66,13 +76,15 @@ fn guard() -> File {
     file
 }
 
-/// Copies a folder of plain files.
+/// Copies a folder of files and links.
 pub fn copy(from: &Path, to: &Path) {
     fs_err::create_dir_all(to).unwrap();
     for entry in fs_err::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
+        if entry.file_type().unwrap().is_symlink() {
+            fs_err::os::unix::fs::symlink(fs_err::read_link(entry.path()).unwrap(), target).unwrap();
+        } else if entry.path().is_dir() {
             copy(&entry.path(), &target);
         } else {
             fs_err::copy(entry.path(), target).unwrap();

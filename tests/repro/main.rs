@@ -55,6 +55,8 @@ impl Place {
             fs_err::create_dir_all(to.parent().unwrap()).unwrap();
             fs_err::copy(objects.join(name), to).unwrap();
         }
+        // What recipes compile is compared by `kiln recipe build --check`.
+        images::take_compiled(&images::store(), &dir.path().join("store"));
         // The target folder may be closed to other users.
         fs_err::copy(program(), dir.path().join("kiln")).unwrap();
         fs_err::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();

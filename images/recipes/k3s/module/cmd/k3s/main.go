@@ -41,6 +41,7 @@ func commands() []*cli.Command {
 	return []*cli.Command{
 		cmds.NewServerCommand(server.Run),
 		cmds.NewAgentCommand(agent.Run),
+		// For --help; main sees to them.
 		cmds.NewKubectlCommand(kubectl.Run),
 		cmds.NewCRICTL(crictl.Run),
 		cmds.NewCtrCommand(ctr.Run),
@@ -65,6 +66,14 @@ func main() {
 		return
 	}
 	os.Args[0] = called
+	// `k3s kubectl get nodes` is `kubectl get nodes`.
+	if len(os.Args) > 1 {
+		if tool, ok := tools[os.Args[1]]; ok {
+			os.Args = os.Args[1:]
+			tool()
+			return
+		}
+	}
 
 	app := cmds.NewApp()
 	// An argument with a comma, such as a kubelet argument, is one value.
