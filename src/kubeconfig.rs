@@ -38,7 +38,8 @@ pub fn fetch(server: &Server, address: &str, name: &str) -> Result<String> {
         let text = format!("`{}` is no name of a host", server.host);
         return Err(Failure::new(Kind::Input, text).into());
     }
-    let mut ssh = Tool::host("ssh").command().args(["-o", "BatchMode=yes", "-p"]).arg(server.port.to_string());
+    let mut ssh =
+        Tool::host("ssh").command().args(["-o", "BatchMode=yes", "-p"]).arg(server.port.to_string());
     for option in &server.options {
         ssh = ssh.args(["-o", option]);
     }
@@ -75,7 +76,11 @@ fn adapt(text: &str, address: &str, name: &str) -> Result<String, String> {
     } else {
         address.to_owned()
     };
-    let url = if host.ends_with(']') || !host.contains(':') { format!("https://{host}:6443") } else { format!("https://{host}") };
+    let url = if host.ends_with(']') || !host.contains(':') {
+        format!("https://{host}:6443")
+    } else {
+        format!("https://{host}")
+    };
     let mut out = String::with_capacity(text.len());
     for line in text.lines() {
         let named = line.trim_start().trim_start_matches("- ");
@@ -104,12 +109,19 @@ mod tests {
     fn address_and_names_are_replaced_and_nothing_else() {
         let text = adapt(TEXT, "192.0.2.7", "home").unwrap();
         assert!(text.contains("    server: https://192.0.2.7:6443\n  name: home\n"), "{text}");
-        assert!(text.contains("    cluster: home\n    user: home\n  name: home\ncurrent-context: home\n"), "{text}");
+        assert!(
+            text.contains("    cluster: home\n    user: home\n  name: home\ncurrent-context: home\n"),
+            "{text}"
+        );
         assert!(text.contains("- name: home\n  user:\n"), "{text}");
-        assert!(text.contains("certificate-authority-data: ZGVmYXVsdA==") && !text.contains("default\n"), "{text}");
-        for (address, url) in
-            [("host.example.org:8443", "https://host.example.org:8443\n"), ("2001:db8::1", "https://[2001:db8::1]:6443\n")]
-        {
+        assert!(
+            text.contains("certificate-authority-data: ZGVmYXVsdA==") && !text.contains("default\n"),
+            "{text}"
+        );
+        for (address, url) in [
+            ("host.example.org:8443", "https://host.example.org:8443\n"),
+            ("2001:db8::1", "https://[2001:db8::1]:6443\n"),
+        ] {
             let text = adapt(TEXT, address, "x").unwrap();
             assert!(text.contains(url), "{text}");
         }

@@ -284,7 +284,12 @@ mod tests {
         }
 
         fn publish(&self) -> Result<OutputTree> {
-            publish(&self.dir.path().join("from"), &self.dir.path().join("to"), 1_000_000_000, Paths::NoBuild(&[]))
+            publish(
+                &self.dir.path().join("from"),
+                &self.dir.path().join("to"),
+                1_000_000_000,
+                Paths::NoBuild(&[]),
+            )
         }
 
         #[track_caller]
@@ -392,7 +397,11 @@ mod tests {
             [&text[..border], &text[border..], b""].into_iter().find_map(|chunk| search.find(chunk))
         };
         for border in 0..=14 {
-            assert_eq!(search(b"one /build/src/a.c two", border).as_deref(), Some("/build/src/a.c"), "{border}");
+            assert_eq!(
+                search(b"one /build/src/a.c two", border).as_deref(),
+                Some("/build/src/a.c"),
+                "{border}"
+            );
             assert_eq!(search(b"/build/        ", border).as_deref(), Some("/build/"), "{border}");
             assert_eq!(search(b"x/lib/6.12/build/a \0/build", border), None, "{border}");
             assert_eq!(search(b"a \0/build/cancel/b", border), None, "{border}");

@@ -36,9 +36,8 @@ pub type References = BTreeMap<String, String>;
 /// A manifest has a `%{…}%` that does not stand for anything.
 pub fn k3s(tree: &mut Tree, profile: &Profile, references: &References) -> Result<(), StepError> {
     let (Some(k3s), Some(role)) = (&profile.layer.k3s, profile.role()) else { return Ok(()) };
-    let mut file = |name: &str, text: String| {
-        put(tree, &format!("{FOLDER}/{name}"), Entry::file(0o644, text, OWNER))
-    };
+    let mut file =
+        |name: &str, text: String| put(tree, &format!("{FOLDER}/{name}"), Entry::file(0o644, text, OWNER));
     file("role", format!("{role}\n"))?;
     file("role.env", format!("K3S_ROLE={role}\n"))?;
     file("config.yaml", lines(&config(k3s, role, references)))?;
@@ -225,7 +224,10 @@ mod tests {
     fn manifests_get_their_values_and_an_unknown_one_is_an_error() {
         let k3s = K3s::default();
         let fill = |text: &str| fill(text, &k3s, &references());
-        assert_eq!(fill("a %{CLUSTER_DNS}% b %{IMAGE:coredns}%").unwrap(), "a 10.43.0.10 b kiln.example.org/coredns:1");
+        assert_eq!(
+            fill("a %{CLUSTER_DNS}% b %{IMAGE:coredns}%").unwrap(),
+            "a 10.43.0.10 b kiln.example.org/coredns:1"
+        );
         assert_eq!(fill("%{IMAGE:none}%").unwrap_err(), "%{IMAGE:none}%");
         assert_eq!(fill("100 %{").unwrap_err(), "%{ without }%");
         assert_eq!(fill("100 %").unwrap(), "100 %");

@@ -165,18 +165,27 @@ impl K3s {
             Err(Failure::new(Kind::Input, format!("{file}: [k3s]: {why}")).hint(hint.to_owned()))
         };
         if self.version.is_none() {
-            return refuse("no layer says which `version`", "extend `k3s` (images/k3s.toml), or take [k3s] out");
+            return refuse(
+                "no layer says which `version`",
+                "extend `k3s` (images/k3s.toml), or take [k3s] out",
+            );
         }
         if self.source.is_empty() {
             return refuse("no layer names a `source` of this `version`", "name the recipes that build it");
         }
         let (pods, services) = (self.cluster_cidr(), self.service_cidr());
         if pods.contains(&services) || services.contains(&pods) {
-            return refuse("`cluster-cidr` and `service-cidr` overlap", "give pods and services networks of their own");
+            return refuse(
+                "`cluster-cidr` and `service-cidr` overlap",
+                "give pods and services networks of their own",
+            );
         }
         // The tenth address is the DNS', and each node takes a /24 of the pods'.
         if services.prefix_len() > 24 || pods.prefix_len() > 23 {
-            return refuse("`service-cidr` or `cluster-cidr` is too small", "a /24 for services and a /23 for pods is the least");
+            return refuse(
+                "`service-cidr` or `cluster-cidr` is too small",
+                "a /24 for services and a /23 for pods is the least",
+            );
         }
         if self.image_gc_percent.is_some_and(|percent| !(10..=100).contains(&percent)) {
             return refuse("`image-gc-percent` is not between 10 and 100", "100 never deletes an image");

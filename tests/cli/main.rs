@@ -13,6 +13,7 @@ mod common;
 
 mod faults;
 mod hostile;
+mod k3s;
 mod kernel;
 mod lock;
 mod metadata;

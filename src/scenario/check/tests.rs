@@ -213,7 +213,10 @@ fn every_shipped_scenario_fits_this_project() {
     let project = project();
     let list = Scenario::list(&project.dir);
     let names: Vec<&str> = list.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["faults", "hardware", "kernel-node", "kernel-vm", "nfs", "smoke", "three-node"]);
+    assert_eq!(
+        names,
+        ["faults", "hardware", "k3s", "kernel-node", "kernel-vm", "nfs", "smoke", "three-node"]
+    );
     for (name, scenario) in &list {
         let scenario = scenario.as_ref().unwrap_or_else(|e| panic!("{name}: {e}"));
         let checked = check(scenario, &project, Path::new("/nowhere"), &large(), Accel::Tcg, NOW);
