@@ -2,7 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Output;
+
+use crate::common::run::command;
 
 struct Node {
     dir: tempfile::TempDir,
@@ -39,7 +41,7 @@ impl Node {
 
     fn run(&self, script: &str) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/k3s").join(script);
-        Command::new("sh")
+        command("sh")
             .arg(script)
             .env("CREDENTIALS_DIRECTORY", self.path("credentials"))
             .env("KILN_SHARE", self.path("share"))
