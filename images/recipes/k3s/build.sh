@@ -38,7 +38,7 @@ for tool in containerd crictl ctr kubectl; do
 done
 
 # A program that does not say what it is would be one that upstream's names for its version have moved away from.
-"$bin/k3s" --version | grep -qF "k3s version $K3S_VERSION (${K3S_COMMIT:0:8})"
-"$bin/kubectl" version --client | grep -qF "Client Version: $K3S_VERSION"
-"$bin/k3s" kubectl version --client | grep -qF "Client Version: $K3S_VERSION"
-"$bin/containerd" --version | grep -qF "$(version_of github.com/containerd/containerd/v2)"
+"$bin/k3s" --version | grep -F "k3s version $K3S_VERSION (${K3S_COMMIT:0:8})"
+"$bin/kubectl" version --client | grep -F "Client Version: $K3S_VERSION"
+"$bin/k3s" kubectl version --client | grep -F "Client Version: $K3S_VERSION"
+"$bin/containerd" --version | grep -F "$(version_of github.com/containerd/containerd/v2)"
