@@ -157,6 +157,7 @@ pub(crate) mod tests {
         Built {
             path: "out/server.json".into(),
             manifest: Manifest {
+                k3s: None,
                 schema: SCHEMA,
                 kiln: "0.1.0".to_owned(),
                 profile: "server".to_owned(),

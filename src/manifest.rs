@@ -16,8 +16,8 @@ use crate::error::{Failure, Kind};
 use crate::image::disk;
 use crate::image::erofs;
 use crate::image::verity::RootHash;
+use crate::k3s::Origin;
 use crate::kernel::Kernel;
-use crate::linux;
 use crate::lock::{LockedPackage, SetKind};
 use crate::packages::Work;
 use crate::pipeline::{RootImage, Target};
@@ -57,6 +57,9 @@ pub struct Manifest {
     pub cmdline: Vec<String>,
     /// The kernel's `uname -r`.
     pub kernel: String,
+    /// How K3s came into it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub k3s: Option<Origin>,
     /// Kernel modules in the root.
     pub modules: usize,
     /// Features that the kernel was found to have all of, with the number of demands that were held against it.
@@ -239,10 +242,12 @@ impl RootInfo {
 }
 
 /// What a disk was made of.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Parts<'a> {
     /// Packages of the root.
     pub packages: &'a [Unpacked],
+    /// How K3s came into it.
+    pub k3s: Option<Origin>,
     /// Packages of the tool sets `boot` and `initrd`.
     pub carried: [&'a [Unpacked]; 2],
     /// Its kernel.
@@ -261,15 +266,12 @@ pub struct Parts<'a> {
 
 /// The manifest of a disk that was just written.
 pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Result<Manifest> {
-    let Parts { packages, carried, kernel, contract, root, boot, initrd, disk: written } = *parts;
+    let Parts { packages, k3s, carried, kernel, contract, root, boot, initrd, disk: written } = parts;
     let lock = work.locked.lock();
     let mut described = describe_set(work, SetKind::Profile, &target.profile.name, target.arch, packages)?;
-    if let Some(source) = &target.profile.layer.kernel.source {
-        let name = linux::recipe_name(source);
-        let built = packages.iter().find(|package| package.info.name == name);
-        let built = built.with_context(|| format!("{name} is not among the packages of the root"))?;
-        // No package of an archive, so no path in one; the digest is that of all its files.
-        described.insert(name, package_info(&built.info, built.digest, String::new()));
+    // Behind those of the lock: what was built. No packages of an archive, so no path in one; the digest is that of all its files.
+    for built in packages.iter().skip(described.len()) {
+        described.insert(built.info.name.clone(), package_info(&built.info, built.digest, String::new()));
     }
     let packages = described;
     let [from_boot, from_initrd] = carried;
@@ -315,6 +317,7 @@ pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Resu
         uki: boot.digest("kiln.efi")?,
         cmdline: target.profile.layer.kernel.cmdline.clone(),
         kernel: kernel.release.clone(),
+        k3s: k3s.clone(),
         modules: kernel.modules.by_name.len(),
         features: contract.features.clone(),
         sizes: Sizes {

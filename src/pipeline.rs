@@ -67,12 +67,13 @@ impl Target<'_> {
 
 /// Bakes the disk image of a target. Says whether anything had to be done.
 pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
-    let key = image_key(work, target)?;
+    let way = k3s::choose(work, target.profile, target.arch)?;
+    let key = image_key(work, target, way)?;
     if let Some(manifest) = manifest::current(work.store, &key, target)? {
         return Ok((manifest, false));
     }
     let (profile, arch) = (target.profile, target.arch);
-    let packages = packages(work, profile, arch)?;
+    let packages = packages(work, profile, arch, way)?;
     let boot_packages = work.set(SetKind::Tool, "boot", arch)?;
     let initrd_packages = work.set(SetKind::Tool, "initrd", arch)?;
     let kernel = kernel(work, target, &packages)?;
@@ -83,6 +84,7 @@ pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
     let written = write_disk(work, target, &root, &boot)?;
     let parts = manifest::Parts {
         packages: &packages,
+        k3s: k3s::origin(work, profile, arch, way)?,
         carried: [&boot_packages, &initrd_packages],
         kernel: &kernel,
         contract: &contract,
@@ -106,8 +108,8 @@ pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
     Ok((manifest, true))
 }
 
-/// Everything that the image depends on, from lock and TOML alone: if it is in the store, nothing needs to be looked at.
-fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<StepKey> {
+/// Everything that the image depends on, from lock, TOML and the way of K3s alone: if it is in the store, nothing needs to be looked at.
+fn image_key(work: &Work<'_>, target: &Target<'_>, way: Option<k3s::Way>) -> Result<StepKey> {
     let set = |kind, name: &str| -> Result<Digest> {
         let mut hasher = Hasher::new();
         for package in work.locked.packages(kind, name, target.arch)? {
@@ -125,7 +127,7 @@ fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<StepKey> {
         .input("initrd programs", set(SetKind::Tool, "initrd")?)
         .input("profile", profile_digest(target.profile))
         .input("kernel from source", source)
-        .input("k3s", k3s::digest(work, target.profile, target.arch)?)
+        .input("k3s", k3s::digest(work, target.profile, target.arch, way)?)
         .input("kernel contract", work.project.contracts.digest(&target.profile.layer.kernel.features)?)
         .input("image version", work.locked.lock().version())
         .input("initrd script", Digest::of(initrd::SCRIPT.as_bytes()))
@@ -144,14 +146,24 @@ fn profile_digest(profile: &Profile) -> Digest {
     hasher.finish()
 }
 
-/// The packages of a profile's root, its kernel among them: those of the lock, sorted by name, and behind them a kernel that is built
-/// from source.
-pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Unpacked>> {
+/// The packages of a profile's root: those of [`base`], and K3s, which comes the way `way`.
+pub fn packages(
+    work: &Work<'_>,
+    profile: &Profile,
+    arch: Arch,
+    way: Option<k3s::Way>,
+) -> Result<Vec<Unpacked>> {
+    let mut packages = base(work, profile, arch)?;
+    packages.extend(k3s::packages(work, profile, arch, way)?);
+    Ok(packages)
+}
+
+/// The packages below K3s, the kernel among them: those of the lock, sorted by name, and behind them a kernel that is built from source.
+pub fn base(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Unpacked>> {
     let mut packages = work.set(SetKind::Profile, &profile.name, arch)?;
     if let Some(source) = &profile.layer.kernel.source {
         packages.push(linux::package(work, source, arch)?);
     }
-    packages.extend(k3s::packages(work, profile, arch)?);
     Ok(packages)
 }
 

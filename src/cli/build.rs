@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
 use super::Context;
+use super::ways::Ways;
 use crate::arch::Arch;
 use crate::formats::{self, Written};
 use crate::manifest::Manifest;
@@ -41,6 +42,9 @@ pub(super) struct Args {
     /// Bake a second time from nothing and compare; exit code 7 and the place if they differ
     #[arg(long)]
     check: bool,
+
+    #[command(flatten)]
+    ways: Ways,
 
     /// Threads to use; the image does not depend on it
     #[arg(long, value_name = "N")]
@@ -90,7 +94,8 @@ pub(super) struct Report {
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let started = std::time::Instant::now();
-    let (project, locked) = context.locked()?;
+    let (mut project, locked) = context.locked()?;
+    args.ways.apply(&mut project);
     let store = context.store()?;
     let out = args.out.clone().unwrap_or_else(|| project.dir.join("out"));
     let work = Work {

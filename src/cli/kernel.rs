@@ -113,7 +113,7 @@ fn check(context: &Context, profile: Option<&str>, arch: Arch) -> Result<()> {
     let mut checked = Vec::new();
     for name in names {
         let target = Target { profile: project.profile(name)?, arch, out: &out };
-        let packages = pipeline::packages(&work, target.profile, arch)?;
+        let packages = pipeline::base(&work, target.profile, arch)?;
         let (package, kernel) = (kernel::find(&packages)?.0, pipeline::kernel(&work, &target, &packages)?);
         let table = stage::table(&work, target.profile, arch, package, &kernel)?;
         checked.push(Checked { profile: name.to_owned(), kernel: kernel.release.clone(), table });

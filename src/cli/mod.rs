@@ -14,6 +14,7 @@ mod run;
 mod sbom;
 mod store;
 mod test;
+mod ways;
 mod why;
 
 use std::path::PathBuf;

@@ -62,6 +62,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "PORT")]
     ssh: Option<u16>,
 
+    /// Forward a TCP port of 127.0.0.1 to one of the node, such as 6443:6443
+    #[arg(long, value_name = "HERE:NODE", value_parser = ports)]
+    forward: Vec<(u16, u16)>,
+
     /// Use this accelerator; default: KVM if a test guest runs under it, else TCG
     #[arg(long, value_enum)]
     accel: Option<AccelArg>,
@@ -147,7 +151,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     options.cpus = args.cpus;
     options.disk = args.disk << 30;
     options.accel = args.accel.map(Into::into);
-    options.ssh = args.ssh;
+    options.forward = args.ssh.map(|port| (port, 22)).into_iter().chain(args.forward.clone()).collect();
     options.credentials = args.credentials.iter().map(|c| credential(c)).collect::<Result<_>>()?;
     options.until = if args.until.is_some() { Until::Ready } else { Until::Ended };
     options.limit = Duration::from_secs(args.limit);
@@ -168,6 +172,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         context.ui.status("Ready", format!("{} reached multi-user with no failed unit", options.name));
     }
     Ok(())
+}
+
+/// `HERE:NODE`, two TCP ports.
+fn ports(text: &str) -> Result<(u16, u16), String> {
+    let port = |text: &str| text.parse::<u16>().ok().filter(|port| *port > 0);
+    let both = text.split_once(':').and_then(|(here, there)| Some((port(here)?, port(there)?)));
+    both.ok_or_else(|| "write two ports, such as 6443:6443".to_owned())
 }
 
 /// `NAME=VALUE` or `NAME=@FILE`.

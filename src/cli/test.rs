@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Context;
 use super::run::AccelArg;
+use super::ways::Ways;
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
 use crate::qemu::console::Console;
@@ -46,6 +47,9 @@ pub(super) struct Args {
     /// Leave the machines up when the steps are over, until Ctrl-C; `kiln test attach NODE` gives a shell
     #[arg(long)]
     keep: bool,
+
+    #[command(flatten)]
+    ways: Ways,
 
     /// Folder for the reports, one per scenario; default: `out/test` in the project
     #[arg(long, value_name = "DIR")]
@@ -106,7 +110,8 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     if args.list {
         return list(context);
     }
-    let (project, locked) = context.locked()?;
+    let (mut project, locked) = context.locked()?;
+    args.ways.apply(&mut project);
     let store = context.store()?;
     let work = Work {
         project: &project,

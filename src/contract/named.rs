@@ -62,7 +62,7 @@ impl Named {
 
     fn of_profile(work: &Work<'_>, name: &str, arch: Arch, out: &Path) -> Result<Self> {
         let profile = work.project.profile(name)?;
-        let packages = pipeline::packages(work, profile, arch)?;
+        let packages = pipeline::base(work, profile, arch)?;
         let (package, _) = kernel::find(&packages)?;
         let kernel = pipeline::kernel(work, &Target { profile, arch, out }, &packages)?;
         let modules = stage::modules(profile, package, &kernel)?;

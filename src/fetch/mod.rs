@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use fs_err as fs;
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, ClientBuilder, Response};
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderName, RANGE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderName, RANGE};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Failure, Kind};
@@ -61,6 +61,8 @@ pub struct NotFetched {
     pub name: String,
     /// Every place that could be asked said that it does not have it (any more), and at least one could be asked.
     pub gone: bool,
+    /// A place sent other bytes than those that were wanted.
+    pub wrong: bool,
 }
 
 /// A connection pool with memory of which hosts are down.
@@ -87,6 +89,8 @@ enum Answer {
     Gone(String),
     /// Try the next place; the text says why.
     Failed(String),
+    /// It sent other bytes.
+    Wrong(String),
 }
 
 impl<'a> Fetcher<'a> {
@@ -153,6 +157,46 @@ impl<'a> Fetcher<'a> {
         Ok(())
     }
 
+    /// Brings bytes whose length nobody wrote down, at most `limit`: the digest settles whether what a place says of it is true.
+    pub fn fetch_unsized(&self, name: &str, sha256: Digest, urls: &[String], limit: u64) -> Result<()> {
+        let mut answers = Vec::new();
+        let mut gone = true;
+        for (i, url) in urls.iter().enumerate() {
+            sys::check_interrupt()?;
+            match self.length(url) {
+                Ok(Some(size)) if size <= limit => {
+                    let urls = urls[i..].to_vec();
+                    return self.fetch(&[Request { name: name.to_owned(), sha256, size, urls }]);
+                }
+                Ok(Some(size)) => {
+                    gone = false;
+                    answers
+                        .push(format!("{url}: it has {size} bytes, more than the {limit} that are allowed"));
+                }
+                Ok(None) => answers.push(format!("{url}: it is not there")),
+                Err(why) => {
+                    gone = false;
+                    answers.push(format!("{url}: {why}"));
+                }
+            }
+        }
+        let error = NotFetched { name: name.to_owned(), gone, wrong: false };
+        Err(Failure::new(Kind::Fetch, answers.join("\n             ")).because(error).into())
+    }
+
+    /// Bytes at `url`; `None` if nothing is there.
+    fn length(&self, url: &str) -> Result<Option<u64>, String> {
+        let response = self.client.head(url).send().map_err(|error| reason(&error))?;
+        match response.status() {
+            StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
+            status if !status.is_success() => return Err(status.to_string()),
+            _ => {}
+        }
+        let length =
+            response.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        length.map(Some).ok_or_else(|| "it does not say how long it is".to_owned())
+    }
+
     fn one(&self, request: &Request, progress: &dyn Fn(u64)) -> Result<()> {
         let _lock = self.store.object_lock(request.sha256)?;
         if self.store.object(request.sha256, request.size).is_some() {
@@ -160,7 +204,7 @@ impl<'a> Fetcher<'a> {
             return Ok(());
         }
         let mut answers = Vec::new();
-        let (mut gone, mut failed) = (false, false);
+        let (mut gone, mut failed, mut wrong) = (false, false, false);
         for url in &request.urls {
             sys::check_interrupt()?;
             if let Some(why) = self.down.lock().expect("no holder panics").get(&host(url)) {
@@ -170,31 +214,33 @@ impl<'a> Fetcher<'a> {
             let mut tries = 0;
             loop {
                 tries += 1;
-                match self.from(request, url, progress)? {
+                let (why, lies) = match self.from(request, url, progress)? {
                     Answer::Done => return Ok(()),
                     Answer::Gone(why) => {
                         gone = true;
                         answers.push(format!("{url}: {why}"));
+                        break;
                     }
-                    Answer::Failed(why) => {
-                        sys::check_interrupt()?;
-                        tracing::debug!(url, why, tries, "download failed");
-                        let down = self.down.lock().expect("no holder panics").contains_key(&host(url));
-                        if tries < TRIES && !down {
-                            continue;
-                        }
-                        // A place that is down cannot say whether it has it; one that breaks off does have it.
-                        failed |= !down;
-                        answers.push(format!("{url}: {why}"));
-                    }
+                    Answer::Failed(why) => (why, false),
+                    Answer::Wrong(why) => (why, true),
+                };
+                sys::check_interrupt()?;
+                tracing::debug!(url, why, tries, "download failed");
+                let down = self.down.lock().expect("no holder panics").contains_key(&host(url));
+                if tries < TRIES && !down {
+                    continue;
                 }
+                // A place that is down cannot say whether it has it; one that breaks off does have it.
+                failed |= !down;
+                wrong |= lies;
+                answers.push(format!("{url}: {why}"));
                 break;
             }
         }
         if request.urls.is_empty() {
             answers.push("no place to fetch it from is known".to_owned());
         }
-        let error = NotFetched { name: request.name.clone(), gone: gone && !failed };
+        let error = NotFetched { name: request.name.clone(), gone: gone && !failed, wrong };
         Err(Failure::new(Kind::Fetch, answers.join("\n             ")).because(error).into())
     }
 
@@ -266,7 +312,7 @@ impl<'a> Fetcher<'a> {
             // One byte more than is wanted is another file, whatever its beginning hashes to.
             if longer || matches!(response.read(&mut buffer[..1]), Ok(n) if n > 0) {
                 restart(&mut file, &mut hasher)?;
-                return Ok(Answer::Failed(format!(
+                return Ok(Answer::Wrong(format!(
                     "it sends more than the {} bytes that are wanted",
                     request.size
                 )));
@@ -276,7 +322,7 @@ impl<'a> Fetcher<'a> {
         if found != request.sha256 {
             restart(&mut file, &mut hasher)?;
             let (want, got) = (request.sha256.short(), found.short());
-            return Ok(Answer::Failed(format!("wrong digest: {want}… is wanted, these bytes have {got}…")));
+            return Ok(Answer::Wrong(format!("wrong digest: {want}… is wanted, these bytes have {got}…")));
         }
         drop(file);
         self.store.publish_object(request.sha256, &path)?;

@@ -126,11 +126,10 @@ pub enum NicModel {
 /// What a network card is plugged into.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Link {
-    /// QEMU's own NAT (libslirp): the guest reaches what the host reaches; `ssh` is a port on the host's loopback
-    /// that leads to port 22 of the guest.
+    /// QEMU's own NAT (libslirp): the guest reaches what the host reaches.
     User {
-        /// The port on 127.0.0.1.
-        ssh: Option<u16>,
+        /// TCP ports on 127.0.0.1, and those of the guest that they lead to.
+        forward: Vec<(u16, u16)>,
     },
     /// A unix socket that somebody listens on; each frame is preceded by its length as 32 bits big-endian.
     Stream(PathBuf),
@@ -458,9 +457,10 @@ fn screen(arch: Arch) -> Value {
 fn nic_args(args: &mut Args, index: usize, nic: &Nic) {
     let id = format!("net{index}");
     let netdev = match &nic.link {
-        Link::User { ssh } => {
-            let forward = ssh.map(|port| format!(",hostfwd=tcp:127.0.0.1:{port}-:22")).unwrap_or_default();
-            format!("user,id={id}{forward}")
+        Link::User { forward } => {
+            let forward =
+                forward.iter().map(|(here, there)| format!(",hostfwd=tcp:127.0.0.1:{here}-:{there}"));
+            format!("user,id={id}{}", forward.collect::<String>())
         }
         Link::Stream(path) => {
             format!("stream,id={id},server=off,addr.type=unix,addr.path={}", comma(path))

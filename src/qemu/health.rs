@@ -45,7 +45,7 @@ pub enum Expected {
     Crash,
     /// The plug is pulled; the boot after it finds what was left open.
     PowerCut,
-    /// The image is damaged: the machine must refuse it.
+    /// The image is damaged, or the machine was given something else that it must refuse.
     Damage,
 }
 

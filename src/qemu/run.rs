@@ -39,8 +39,8 @@ pub struct Options {
     pub disk: u64,
     /// A fixed accelerator; `None` lets a test guest decide.
     pub accel: Option<Accel>,
-    /// A port on 127.0.0.1 that leads to port 22 of the node.
-    pub ssh: Option<u16>,
+    /// TCP ports on 127.0.0.1, and those of the node that they lead to.
+    pub forward: Vec<(u16, u16)>,
     /// Credentials beyond kiln's own.
     pub credentials: Vec<(String, Vec<u8>)>,
     /// Words added to the kernel's command line.
@@ -69,7 +69,7 @@ impl Options {
             cpus: 2,
             disk: 8 << 30,
             accel: None,
-            ssh: None,
+            forward: Vec::new(),
             credentials: Vec::new(),
             cmdline_extra: None,
             until: Until::Ready,
@@ -150,7 +150,7 @@ fn machine_config(
         nics: vec![Nic {
             model: NicModel::Virtio,
             mac: "52:54:00:6b:00:01".to_owned(),
-            link: Link::User { ssh: options.ssh },
+            link: Link::User { forward: options.forward.clone() },
         }],
         credentials,
         cmdline_extra: options.cmdline_extra.clone(),

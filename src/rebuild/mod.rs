@@ -121,10 +121,10 @@ pub fn check(work: &Work<'_>, target: &Target<'_>, wanted: &[Format]) -> Result<
     }
     if let Some(source) = &target.profile.layer.kernel.source {
         // Compiling it again is what `kiln recipe build --check` is for, and takes as long as the first time.
-        link_folder(&linux::built(work, source)?, work.store.root(), store.root())?;
+        link(&linux::built(work, source)?, work.store.root(), store.root())?;
     }
-    for step in k3s::built(work, target.profile)? {
-        link_folder(&step, work.store.root(), store.root())?;
+    for path in k3s::taken(work, target.profile, target.arch)? {
+        link(&path, work.store.root(), store.root())?;
     }
     let threads = work.threads + 1;
     work.ui.status("Checking", format!("{} again from nothing, with {threads} threads", target.stem()));
@@ -186,18 +186,20 @@ pub fn link_object(from: &Store, to: &Store, digest: Digest, size: u64) -> Resul
     Ok(())
 }
 
-/// Gives the store in `to` the step in the folder `step` of the store in `from`.
-fn link_folder(step: &Path, from: &Path, to: &Path) -> Result<()> {
-    let at = to.join(step.strip_prefix(from).unwrap_or(step));
-    fs::create_dir_all(&at)?;
-    for entry in fs::read_dir(step)? {
-        let (entry, new) = (entry?.path(), |path: &Path| at.join(path.file_name().unwrap_or_default()));
-        if entry.is_symlink() {
-            fs::os::unix::fs::symlink(fs::read_link(&entry)?, new(&entry))?;
-        } else if entry.is_dir() {
-            link_folder(&entry, from, to)?;
-        } else if fs::hard_link(&entry, new(&entry)).is_err() {
-            fs::copy(&entry, new(&entry))?;
+/// Gives the store in `to` what lies at `path` in the store in `from`: an object, or the folder of a step.
+fn link(path: &Path, from: &Path, to: &Path) -> Result<()> {
+    let new = to.join(path.strip_prefix(from).unwrap_or(path));
+    if path.is_symlink() {
+        fs::os::unix::fs::symlink(fs::read_link(path)?, new)?;
+    } else if path.is_dir() {
+        fs::create_dir_all(&new)?;
+        for entry in fs::read_dir(path)? {
+            link(&entry?.path(), from, to)?;
+        }
+    } else {
+        fs::create_dir_all(new.parent().expect("a store holds folders"))?;
+        if fs::hard_link(path, &new).is_err() {
+            fs::copy(path, &new)?;
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::cilium;
 use super::step::{StepError, put};
 use crate::spec::{Cni, K3s, Profile, Role};
 use crate::tree::{Entry, Tree};
@@ -58,6 +59,12 @@ pub fn k3s(tree: &mut Tree, profile: &Profile, references: &References) -> Resul
                 })?;
             file(&format!("manifests/{name}.yaml"), text)?;
         }
+        for (name, text) in cilium::manifests(k3s) {
+            file(&format!("manifests/{name}.yaml"), text)?;
+        }
+    }
+    for (path, text) in cilium::files(k3s) {
+        put(tree, path, Entry::file(0o644, text, OWNER))?;
     }
     Ok(())
 }

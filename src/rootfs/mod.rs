@@ -7,6 +7,7 @@ pub mod accounts;
 pub mod alternatives;
 pub mod certs;
 pub mod check;
+mod cilium;
 pub mod depmod;
 pub mod elf;
 pub mod files;

@@ -8,6 +8,9 @@ use ipnet::Ipv4Net;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::cilium::Cilium;
+use crate::arch::Arch;
+use crate::digest::Digest;
 use crate::error::{Failure, Kind};
 
 /// K3s on a node. Every setting has a word of its own, so that a later layer can change one of them.
@@ -17,6 +20,12 @@ pub struct K3s {
     /// The release, `v1.33.3+k3s1`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Upstream's files of this `version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<Release>,
+    /// Which way it comes into an image. Default `auto`. It is no part of what an image is: both ways have names of their own there.
+    #[serde(default, skip_serializing)]
+    pub way: Option<WantedWay>,
     /// Recipes that build it; their outputs are put into the root.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<String>,
@@ -32,6 +41,9 @@ pub struct K3s {
     /// The network of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni: Option<Cni>,
+    /// How Cilium is set up, where it does that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cilium: Option<Cilium>,
     /// Addresses of pods. Default 10.42.0.0/16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
@@ -65,6 +77,54 @@ pub struct K3s {
     pub config: BTreeMap<String, serde_json::Value>,
 }
 
+/// Upstream's files of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// Folders that have them, the best first.
+    pub urls: Vec<String>,
+    /// For 64-bit x86.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub amd64: Option<ReleaseFile>,
+    /// For 64-bit Arm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arm64: Option<ReleaseFile>,
+}
+
+impl Release {
+    /// The file for a machine.
+    pub fn file(&self, arch: Arch) -> Option<&ReleaseFile> {
+        match arch {
+            Arch::Amd64 => self.amd64.as_ref(),
+            Arch::Arm64 => self.arm64.as_ref(),
+        }
+    }
+}
+
+/// A file of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseFile {
+    /// Its name there.
+    pub name: String,
+    /// Its digest.
+    #[schemars(with = "String")]
+    pub sha256: Digest,
+}
+
+/// Which way K3s comes into an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WantedWay {
+    /// The release; where nobody has it, from source.
+    #[default]
+    Auto,
+    /// The release or none.
+    Binary,
+    /// From source.
+    Source,
+}
+
 /// Who connects the pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -90,11 +150,14 @@ impl K3s {
         // Destructured so that a new field cannot be forgotten here.
         let K3s {
             version,
+            release,
+            way,
             source,
             recipes,
             containers,
             manifests,
             cni,
+            cilium,
             cluster_cidr,
             service_cidr,
             domain,
@@ -108,13 +171,19 @@ impl K3s {
         // Another version is another program: what stood for the one before does not stand for it.
         if version.is_some() {
             self.version = version;
+            self.release = None;
             self.source.clear();
         }
+        self.release = release.or(self.release.take());
+        self.way = way.or(self.way);
         super::layer::join(&mut self.source, source);
         super::layer::join(&mut self.recipes, recipes);
         super::layer::join(&mut self.containers, containers);
         super::layer::join(&mut self.manifests, manifests);
         self.cni = cni.or(self.cni);
+        if let Some(later) = cilium {
+            self.cilium.get_or_insert_default().merge(later);
+        }
         self.cluster_cidr = cluster_cidr.or(self.cluster_cidr);
         self.service_cidr = service_cidr.or(self.service_cidr);
         self.domain = domain.or(self.domain.take());
@@ -170,8 +239,21 @@ impl K3s {
                 "extend `k3s` (images/k3s.toml), or take [k3s] out",
             );
         }
-        if self.source.is_empty() {
-            return refuse("no layer names a `source` of this `version`", "name the recipes that build it");
+        if self.source.is_empty() && self.release.is_none() {
+            return refuse(
+                "no layer says where this `version` comes from",
+                "pin its `release`, or name the recipes that build it as `source`",
+            );
+        }
+        if self.release.as_ref().is_some_and(|release| release.urls.is_empty()) {
+            return refuse("`release.urls` is empty", "name a folder that has the release");
+        }
+        match (self.cni(), &self.cilium) {
+            (Cni::Cilium, Some(cilium)) => cilium.check(file)?,
+            (Cni::Cilium, None) => {
+                return refuse("`cni` is cilium, and there is no [k3s.cilium]", "say there which `version`");
+            }
+            (Cni::Flannel, _) => {}
         }
         let (pods, services) = (self.cluster_cidr(), self.service_cidr());
         if pods.contains(&services) || services.contains(&pods) {

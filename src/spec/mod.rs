@@ -17,6 +17,7 @@
 //! A machine of scenarios is never a product: `all` does not mean it. It is a machine that no profile describes (`edge`), or,
 //! extending `profiles/NAME`, a variant of a profile with another kernel ([`Project::variant`]).
 
+mod cilium;
 mod container;
 mod diagnose;
 mod k3s;
@@ -24,10 +25,11 @@ mod kernel;
 mod layer;
 mod project;
 
+pub use cilium::{Cilium, CiliumBgp, Encryption};
 pub use container::ContainerSpec;
 pub use diagnose::parse;
 pub(crate) use diagnose::{nearest, place};
-pub use k3s::{Cni, K3s};
+pub use k3s::{Cni, K3s, Release, ReleaseFile, WantedWay};
 pub use kernel::{Base, KernelSource};
 pub use layer::{
     Checks, Disk, Drop, FileSpec, Files, Firmware, Flavour, Initrd, KernelSpec, Layer, ModuleFilter,

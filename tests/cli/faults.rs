@@ -1,7 +1,7 @@
 //! Faults of the machine under a real build: killed, interrupted, full, read-only, damaged, two at once.
 //!
-//! The packages are the real ones; each test has a store of its own that begins with the objects of the shared one, so that
-//! nothing is downloaded.
+//! The packages are the real ones, of a node without K3s, which would be compiled in each of these stores. Each test has a store of
+//! its own that begins with the objects of the shared one, so that nothing is downloaded.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -38,8 +38,8 @@ struct Real {
 
 impl Real {
     fn with(parts: &[&str]) -> Self {
-        images::image("server", "amd64");
-        let wanted = images::manifest("server", "amd64").disk.sha256;
+        images::image("bare", "amd64");
+        let wanted = images::manifest("bare", "amd64").disk.sha256;
         let dir = tempfile::Builder::new().prefix("fault-").tempdir_in(images::folder()).unwrap();
         for part in parts {
             link_all(&images::store().join(part), &dir.path().join("store").join(part));
@@ -65,7 +65,7 @@ impl Real {
     }
 
     fn build(&self, out: &str) -> Command {
-        let mut command = self.kiln(&["build", "--profile", "server", "--json", "--out"]);
+        let mut command = self.kiln(&["build", "--profile", "bare", "--json", "--out"]);
         command.arg(self.path(out));
         command
     }
@@ -85,9 +85,9 @@ impl Real {
     #[track_caller]
     fn is_good(&self, out: &str) {
         let (found, _) =
-            Digest::of_reader(fs_err::File::open(self.path(out).join("server.raw")).unwrap()).unwrap();
+            Digest::of_reader(fs_err::File::open(self.path(out).join("bare.raw")).unwrap()).unwrap();
         assert_eq!(found, self.wanted);
-        assert_eq!(files_below(&self.path(out)), ["server.files.json", "server.json", "server.raw"]);
+        assert_eq!(files_below(&self.path(out)), ["bare.files.json", "bare.json", "bare.raw"]);
     }
 
     #[track_caller]
@@ -102,7 +102,7 @@ impl Real {
 /// A step's output file in the store.
 fn step_file(store: &Path, kind: &str, name: &str) -> PathBuf {
     let folder = store.join("steps").join(kind);
-    let found = files_below(&folder).into_iter().find(|f| f.contains("server") && f.ends_with(name));
+    let found = files_below(&folder).into_iter().find(|f| f.contains("bare") && f.ends_with(name));
     folder.join(found.unwrap_or_else(|| panic!("no {name} in {}", folder.display())))
 }
 
@@ -135,7 +135,7 @@ fn disturb(real: &Real, signal: Signal, check: impl Fn(Run)) {
     for round in 0..40u64 {
         // Without --json: nobody reads the pipe meanwhile, and a manifest is longer than a pipe holds.
         let child =
-            real.kiln(&["build", "--profile", "server", "--out"]).arg(real.path("out")).spawn().unwrap();
+            real.kiln(&["build", "--profile", "bare", "--out"]).arg(real.path("out")).spawn().unwrap();
         let pid = Pid::from_child(&child);
         // Odd numbers of milliseconds, so that rounds do not meet the same moment again; in the end longer than the longest
         // step takes on a busy machine, since a step that was disturbed begins anew.
@@ -161,7 +161,7 @@ fn after_kill_9_in_every_stage_the_next_build_gives_the_same_bytes() {
     let real = Real::with(&["objects"]);
     disturb(&real, Signal::KILL, |run| {
         assert_eq!(run.code, 128 + 9, "{}", run.text());
-        let raw = real.path("out/server.raw");
+        let raw = real.path("out/bare.raw");
         if raw.exists() {
             let (found, _) = Digest::of_reader(fs_err::File::open(raw).unwrap()).unwrap();
             assert_eq!(found, real.wanted, "an image under its own name is whole");
@@ -222,7 +222,7 @@ fn a_full_store_is_code_6_with_a_remedy_and_no_half_step() {
         mount -t tmpfs -o "size=${size}k" none "$KILN_STORE"
         cp -r "$SHARED/objects" "$KILN_STORE/objects"
         code=0
-        "$KILN" -C "$DIR/project" build --profile server --out "$DIR/out" || code=$?
+        "$KILN" -C "$DIR/project" build --profile bare --out "$DIR/out" || code=$?
         rm -r "$KILN_STORE/objects"
         "$KILN" store verify >&2
         exit $code
@@ -239,7 +239,7 @@ fn a_full_output_folder_is_code_6_and_leaves_no_half_image() {
     let script = r#"
         mount -t tmpfs -o size=20m none "$DIR/out"
         code=0
-        "$KILN" -C "$DIR/project" build --profile server --out "$DIR/out" || code=$?
+        "$KILN" -C "$DIR/project" build --profile bare --out "$DIR/out" || code=$?
         ls -A "$DIR/out" | sed 's/^/left: /' >&2
         exit $code
     "#;
@@ -255,7 +255,7 @@ fn a_read_only_store_is_code_6_and_names_the_variable() {
     fs_err::create_dir(real.path("store")).unwrap();
     let script = r#"
         mount -t tmpfs -o ro none "$KILN_STORE"
-        exec "$KILN" -C "$DIR/project" build --profile server --out "$DIR/out"
+        exec "$KILN" -C "$DIR/project" build --profile bare --out "$DIR/out"
     "#;
     let Some(run) = in_namespace(&real, script) else { return };
     run.fails(6, &["store", "cannot be used", "KILN_STORE"]);
@@ -318,7 +318,7 @@ fn gc_keeps_what_a_project_needs_and_an_unchanged_build_stays_one() {
     assert!(!other.exists(), "what nobody needs goes");
     assert_eq!(real.good("out").json()[0]["built"], false);
     // An image that somebody removed is made from what gc kept, without a download: there is no mirror to ask.
-    fs_err::remove_file(real.path("out/server.raw")).unwrap();
+    fs_err::remove_file(real.path("out/bare.raw")).unwrap();
     let run = Run::of(
         &real
             .build("out")
@@ -336,6 +336,6 @@ fn gc_keeps_what_a_project_needs_and_an_unchanged_build_stays_one() {
 fn an_image_that_somebody_changed_is_made_again() {
     let real = Real::with(&["objects", "steps"]);
     real.good("out");
-    flip(&real.path("out/server.raw"));
+    flip(&real.path("out/bare.raw"));
     assert_eq!(real.good("out").json()[0]["built"], true);
 }

@@ -188,7 +188,7 @@ impl Setup {
             nics: vec![Nic {
                 model: NicModel::Virtio,
                 mac: "52:54:00:6b:00:01".to_owned(),
-                link: Link::User { ssh: None },
+                link: Link::User { forward: Vec::new() },
             }],
             credentials,
             cmdline_extra: None,

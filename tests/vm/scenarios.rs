@@ -89,11 +89,6 @@ fn the_scenario_faults_passes_with_a_handful_of_power_cuts() {
     assert!(told.nodes.iter().map(cut).sum::<usize>() >= 3);
 }
 
-#[test]
-fn the_scenario_k3s_passes() {
-    passes("k3s", &[]);
-}
-
 /// Compiling a kernel takes 10 or 26 minutes of processor time; where somebody did that already, it is proven like the others.
 fn is_built(recipe: &str) -> bool {
     let list =

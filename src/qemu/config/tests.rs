@@ -12,7 +12,7 @@ fn config(arch: Arch) -> MachineConfig {
         nics: vec![Nic {
             model: NicModel::Virtio,
             mac: "52:54:00:00:00:01".to_owned(),
-            link: Link::User { ssh: Some(2222) },
+            link: Link::User { forward: vec![(2222, 22), (16443, 6443)] },
         }],
         credentials: vec![("system.hostname".to_owned(), b"server-1".to_vec())],
         cmdline_extra: Some("console=ttyS0".to_owned()),

@@ -34,7 +34,7 @@ enum When {
     Never,
     /// The kernel that was made to panic, or that refuses a damaged image.
     Panic,
-    /// A damaged image.
+    /// A damaged image, or something else that must be refused.
     Damage,
     /// The boot after a stop without warning.
     After,
@@ -306,12 +306,15 @@ pub static RULES: &[Rule] = &[
         "a generator failed, so units are missing",
         "what the generator reads: fstab, the kernel command line, credentials",
     ),
-    rule(
-        "unit-failed",
-        Error,
-        r"\[FAILED\]|\[DEPEND\]|\[ TIME \]|systemd\[1\]: (?:Failed to start |Dependency failed for |Timed out waiting for device )",
-        "a unit did not start",
-        "`systemctl status` and `journalctl -u` of the unit it names",
+    on_purpose(
+        When::Damage,
+        rule(
+            "unit-failed",
+            Error,
+            r"\[FAILED\]|\[DEPEND\]|\[ TIME \]|systemd\[1\]: (?:Failed to start |Dependency failed for |Timed out waiting for device )",
+            "a unit did not start",
+            "`systemctl status` and `journalctl -u` of the unit it names",
+        ),
     ),
     rule(
         "module-missing",

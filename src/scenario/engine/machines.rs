@@ -94,7 +94,7 @@ pub(super) fn make<'a>(
         };
         config.validate()?;
         let health = Watch::new(&node.name, setup.accel == Accel::Tcg, Arc::clone(allow));
-        if node.damage.is_some() {
+        if node.doomed {
             health.expect(Expected::Damage);
         }
         let told = Told::new(&node.name, health);

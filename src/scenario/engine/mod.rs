@@ -234,7 +234,7 @@ fn play(context: &Context<'_>, cluster: &Cluster<'_>, setup: &Setup<'_>, told: &
     std::thread::scope(|scope| {
         // Faults count their time from here; the steps do not wait for it.
         scope.spawn(|| {
-            let mut waited: Vec<_> = auto.iter().filter(|node| node.spec().damage.is_none()).collect();
+            let mut waited: Vec<_> = auto.iter().filter(|node| !node.spec().doomed).collect();
             while !over.load(Ordering::SeqCst) {
                 waited.retain(|node| node.told().ready().is_none());
                 if waited.is_empty() {

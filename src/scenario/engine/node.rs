@@ -311,7 +311,7 @@ impl<'a> Node<'a> {
             context.check()?;
             let told = self.told();
             if told.ready().is_some() {
-                return Err(Trouble::new(format!("{} booted, although it is damaged", self.name())));
+                return Err(Trouble::new(format!("{} got ready, although it is doomed", self.name())));
             }
             if let Some(line) = told.find(pattern) {
                 drop(told);

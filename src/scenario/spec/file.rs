@@ -90,6 +90,9 @@ pub struct NodeFile {
     pub without: Vec<String>,
     /// Flip a byte in what it sees of its disk. It must then be `refused`.
     pub damage: Option<DamageFile>,
+    /// It is given something else that it must refuse, such as a wrong token. It must then be `refused`.
+    #[serde(default)]
+    pub doomed: bool,
     /// What it does for others; only for the profile `edge`.
     pub serves: Option<ServesFile>,
 }
@@ -427,7 +430,7 @@ pub struct StepFile {
     pub heal: bool,
     /// Action: a check that is built into kiln.
     pub check: Option<Check>,
-    /// Action: the damaged node must stop, and say a line on its console with this regular expression in it.
+    /// Action: the damaged or doomed node must stop, and say a line on its console with this regular expression in it.
     pub refused: Option<Pattern>,
     /// Action: pull the plug again and again, at moments that follow from the seed.
     pub power_cuts: Option<PowerCutsFile>,

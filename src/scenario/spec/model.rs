@@ -142,6 +142,8 @@ pub struct Node {
     pub credentials: BTreeMap<String, String>,
     /// What of its disk is damaged. Such a node must be refused; it never gets ready.
     pub damage: Option<DamagedPart>,
+    /// Whether it must be refused, for its damage or for what it is given.
+    pub doomed: bool,
     /// What it does for others; only on the edge machine.
     pub serves: Option<Serves>,
 }

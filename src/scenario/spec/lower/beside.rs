@@ -42,8 +42,8 @@ pub(super) fn faults(
     for (index, file) in shape.fault.iter().enumerate() {
         let when = when(index, file, steps, problems);
         let Some(node) = place.node(&file.node, spot!["fault", index, "node"], problems) else { continue };
-        if node.damage.is_some() {
-            let text = format!("`{}` is damaged and never gets ready: a fault would tell nothing", node.name);
+        if node.doomed {
+            let text = format!("`{}` is doomed and never gets ready: a fault would tell nothing", node.name);
             problems.add(spot!["fault", index, "node"], text);
         }
         let lasting = matches!(file.kind, FaultWord::Pause | FaultWord::Link);
@@ -185,13 +185,13 @@ fn on(index: usize, words: On, place: Place<'_>, problems: &mut Problems<'_>) ->
     for (item, word) in words.0.iter().enumerate() {
         let spot = spot!["invariant", index, "on", item];
         if [ALL, EVERY].contains(&word.as_str()) {
-            let meant = place.nodes.values().filter(|n| (n.product || word == EVERY) && n.damage.is_none());
+            let meant = place.nodes.values().filter(|n| (n.product || word == EVERY) && !n.doomed);
             names.extend(meant.map(|node| node.name.clone()));
             continue;
         }
         let node = place.node(word, spot.clone(), problems)?;
-        if node.damage.is_some() {
-            problems.add(spot, format!("`{word}` is damaged and never up"));
+        if node.doomed {
+            problems.add(spot, format!("`{word}` is doomed and never up"));
             return None;
         }
         names.push(node.name.clone());

@@ -109,6 +109,7 @@ pub(super) fn nodes(
             uuid,
             credentials: credentials(name, file, problems),
             damage: file.damage.as_ref().map(|damage| damage.partition),
+            doomed: file.doomed || file.damage.is_some(),
             serves: None,
         };
         nodes.insert(name.clone(), node);

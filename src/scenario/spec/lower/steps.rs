@@ -21,7 +21,7 @@ enum Life {
     Up,
     /// Its CPUs are stopped; `up`: it was ready before.
     Paused { up: bool },
-    /// It boots from a damaged disk.
+    /// It boots, and must not get ready.
     Doomed,
 }
 
@@ -60,10 +60,10 @@ pub(super) fn steps(shape: &File, place: Place<'_>, problems: &mut Problems<'_>)
 }
 
 fn born(node: &Node) -> Life {
-    match (node.boot, node.damage) {
+    match (node.boot, node.doomed) {
         (BootWhen::Manual, _) => Life::Off,
-        (BootWhen::Auto, None) => Life::Booting,
-        (BootWhen::Auto, Some(_)) => Life::Doomed,
+        (BootWhen::Auto, false) => Life::Booting,
+        (BootWhen::Auto, true) => Life::Doomed,
     }
 }
 
@@ -80,7 +80,7 @@ enum Needs {
     Off,
     /// That they are paused.
     Paused,
-    /// That they are damaged and on.
+    /// That they are doomed and on.
     Doomed,
     /// Nothing.
     Nothing,
@@ -190,11 +190,11 @@ impl<'a> Walk<'a> {
     /// What the nodes are after `step`.
     fn change(&mut self, step: &Step, name: &'a str) {
         for node in step.on.iter() {
-            let damaged = self.place.nodes.get(node).is_some_and(|n| n.damage.is_some());
+            let doomed = self.place.nodes.get(node).is_some_and(|n| n.doomed);
             let Some(state) = self.states.get_mut(node) else { continue };
             let next = match (&step.action, state.life) {
                 (Action::Start, _) => {
-                    if damaged {
+                    if doomed {
                         Life::Doomed
                     } else {
                         Life::Booting
@@ -275,7 +275,7 @@ impl<'a> Walk<'a> {
             let what = match needs {
                 Needs::Off => "off",
                 Needs::Paused => "paused",
-                Needs::Doomed => "damaged and on",
+                Needs::Doomed => "doomed and on",
                 _ => "up",
             };
             problems.add(spot!["step", index, "on"], format!("no node is {what} when this step begins"));
@@ -302,15 +302,16 @@ impl<'a> Walk<'a> {
                 (format!("is paused{since}"), "put a step with `resume = true` before this one")
             }
             Life::Doomed => (
-                "is damaged and does not get ready".to_owned(),
+                "is doomed and does not get ready".to_owned(),
                 "a step with `refused` says how it must stop; after that it is off",
             ),
             Life::Booting | Life::Up if *action == Action::Resume => {
                 ("is not paused here".to_owned(), "a step with `pause = true` does that")
             }
-            Life::Booting | Life::Up if matches!(action, Action::Refused(_)) => {
-                ("is not damaged".to_owned(), "give it `damage = { partition = \"root\" }`")
-            }
+            Life::Booting | Life::Up if matches!(action, Action::Refused(_)) => (
+                "is not doomed".to_owned(),
+                "give it `damage = { partition = \"root\" }`, or `doomed = true`",
+            ),
             Life::Booting | Life::Up => {
                 (format!("is on here{since}"), "a step with `power_off = true` switches it off")
             }

@@ -1,11 +1,17 @@
 //! K3s as a component of an image: its programs, its container images, and what else its nodes need from recipes.
 //!
-//! They are built by recipes of the project, from upstream's own packages as Go modules.
+//! K3s itself is upstream's release or built from its Go modules ([`choose`]); the rest is built by recipes of the project.
+
+mod bundle;
+mod release;
+
+pub use release::{Way, choose};
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use fs_err as fs;
+use serde::{Deserialize, Serialize};
 
 use crate::arch::Arch;
 use crate::digest::{Digest, Hasher};
@@ -19,13 +25,16 @@ use crate::spec::{ContainerSpec, K3s, Profile};
 use crate::store::StepKey;
 use crate::unpack::{self, Info, Unpacked};
 
-/// Everything that K3s in an image depends on, from TOML files and lock alone.
-pub fn digest(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Digest> {
+/// Everything that K3s in an image depends on, from TOML files, lock and the way it comes.
+pub fn digest(work: &Work<'_>, profile: &Profile, arch: Arch, way: Option<Way>) -> Result<Digest> {
     let mut hasher = Hasher::new();
     if let Some(k3s) = &profile.layer.k3s {
         let recipes = linux::recipes(work.project)?;
-        for name in k3s.source.iter().chain(&k3s.recipes) {
+        for name in names(k3s, way) {
             hasher.update(recipe::step_key(work, &recipes, name)?.digest().as_bytes());
+        }
+        if way == Some(Way::Binary) {
+            hasher.update(release::digest(k3s, arch).unwrap_or(Digest::of(b"")).as_bytes());
         }
         for name in &k3s.containers {
             hasher.update(oci::digest(work, name, arch)?.as_bytes());
@@ -34,19 +43,32 @@ pub fn digest(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Digest> 
     Ok(hasher.finish())
 }
 
+/// The recipes whose outputs go into the root, by the way K3s comes.
+fn names(k3s: &K3s, way: Option<Way>) -> impl Iterator<Item = &String> {
+    let source: &[String] = if way == Some(Way::Source) { &k3s.source } else { &[] };
+    source.iter().chain(&k3s.recipes)
+}
+
 /// K3s' programs and what the profile's other recipes make, as packages.
-pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Unpacked>> {
-    let Some(k3s) = &profile.layer.k3s else { return Ok(Vec::new()) };
-    let names: Vec<&str> = k3s.source.iter().chain(&k3s.recipes).map(String::as_str).collect();
-    if Arch::host() != Some(arch) {
+pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch, way: Option<Way>) -> Result<Vec<Unpacked>> {
+    let (Some(k3s), Some(way)) = (&profile.layer.k3s, way) else { return Ok(Vec::new()) };
+    let mut packages = Vec::new();
+    if way == Way::Binary {
+        packages.push(release::package(work, k3s, arch)?);
+    }
+    let names: Vec<&str> = names(k3s, Some(way)).map(String::as_str).collect();
+    if Arch::host() != Some(arch) && !names.is_empty() {
         let text = format!("K3s for {arch} cannot be built on this machine");
         return Err(Failure::new(Kind::Input, text)
             .hint(format!("build the image on a machine with {arch}"))
             .into());
     }
     let recipes = linux::recipes(work.project)?;
-    let built = recipe::build(work, &recipes, &names, Options { jobs: work.threads, keep_failed: false })?;
-    let mut packages = Vec::new();
+    let built = recipe::build(work, &recipes, &names, Options { jobs: work.threads, keep_failed: false })
+        .map_err(|error| match way {
+            Way::Source if crate::error::report(&error).kind == Kind::Fetch => neither_way(k3s, error),
+            _ => error,
+        })?;
     for (name, built) in names.iter().zip(&built) {
         let recipe = recipes.get(name)?;
         let version = k3s.version().to_owned();
@@ -63,13 +85,62 @@ pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<Un
     Ok(packages)
 }
 
-/// The steps of all recipes that a profile's K3s and container images are from, which were built, in the store.
-pub fn built(work: &Work<'_>, profile: &Profile) -> Result<Vec<PathBuf>> {
+/// Modules cannot be fetched either: what a person can do about K3s as a whole.
+fn neither_way(k3s: &K3s, error: anyhow::Error) -> anyhow::Error {
+    let text = format!("K3s {} can be had neither as a release nor from source", k3s.version());
+    Failure::new(Kind::Fetch, text)
+        .hint("give this machine a way to a place of `k3s.release.urls` or to a Go module proxy (GOPROXY)")
+        .hint("or build once on a machine that has one and bring its store (KILN_STORE)")
+        .because(error)
+        .into()
+}
+
+/// How K3s came into an image, for its manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The release.
+    pub version: String,
+    /// The way.
+    pub way: Way,
+    /// Digest of the release, or of all that the recipe built.
+    pub sha256: Digest,
+    /// The commit of the source that was compiled, which the recipe names as `K3S_COMMIT`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+}
+
+/// How K3s came into an image that was built the way `way`.
+pub fn origin(work: &Work<'_>, profile: &Profile, arch: Arch, way: Option<Way>) -> Result<Option<Origin>> {
+    let (Some(k3s), Some(way)) = (&profile.layer.k3s, way) else { return Ok(None) };
+    let mut origin = Origin { version: k3s.version().to_owned(), way, sha256: Digest::of(b""), commit: None };
+    match way {
+        Way::Binary => origin.sha256 = release::digest(k3s, arch).context("no release of K3s is pinned")?,
+        Way::Source => {
+            let recipes = linux::recipes(work.project)?;
+            for name in &k3s.source {
+                let recipe = recipes.get(name)?;
+                let found = recipe::find(work, &recipes, recipe)?;
+                let built =
+                    found.map_err(|miss| anyhow::anyhow!("recipe {name} is not in the store: {miss}"))?;
+                origin.sha256 = built.tree.digest();
+                origin.commit = recipe.spec.env.get("K3S_COMMIT").cloned().or(origin.commit);
+            }
+        }
+    }
+    Ok(Some(origin))
+}
+
+/// What a build of a profile's K3s and container images took from outside or compiled, in the store: the release, and steps of recipes.
+pub fn taken(work: &Work<'_>, profile: &Profile, arch: Arch) -> Result<Vec<PathBuf>> {
     let Some(k3s) = &profile.layer.k3s else { return Ok(Vec::new()) };
     let recipes = linux::recipes(work.project)?;
+    let way = choose(work, profile, arch)?;
     let of_containers = containers_of(work, k3s).filter_map(|spec| spec.recipe.as_ref());
     let mut paths = Vec::new();
-    for name in k3s.source.iter().chain(&k3s.recipes).chain(of_containers) {
+    if way == Some(Way::Binary) {
+        paths.extend(release::object(work, k3s, arch));
+    }
+    for name in names(k3s, way).chain(of_containers) {
         let found = recipe::find(work, &recipes, recipes.get(name)?)?;
         let built = found.map_err(|miss| anyhow::anyhow!("recipe {name} is not in the store: {miss}"))?;
         paths.push(built.dir.path().to_owned());
