@@ -143,8 +143,10 @@ pub(super) fn package(work: &Work<'_>, k3s: &K3s, arch: Arch) -> Result<Unpacked
             .hint("it was taken out; run the same command again to fetch it")
             .into());
         }
-        bundle::unpack(&bytes, k3s.version(), &folder.join("usr/bin"))
-            .with_context(|| format!("unpacking {} of K3s {}", file.name, k3s.version()))?;
+        bundle::unpack(&bytes, k3s.version(), &folder.join("usr/bin")).map_err(|error| {
+            let text = format!("{} of K3s {} has its digest and is not what it should be", file.name, k3s.version());
+            Failure::new(Kind::Input, text).hint("compare `k3s.release` with what upstream published").because(error)
+        })?;
     }
     let info = super::info(NAME, k3s.version(), arch, "K3s, of its release");
     unpack::folder(work.store, &key, &folder, info, vec![work.store.relative(&object)])

@@ -84,6 +84,7 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<bool>
     if reader.read_line(&mut line)? == 0 {
         return Ok(false);
     }
+    let head_only = line.starts_with("HEAD ");
     let path = line.split(' ').nth(1).unwrap_or_default().trim_start_matches("/debian/").to_owned();
     let mut range = None;
     loop {
@@ -144,6 +145,9 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<bool>
         None => format!("HTTP/1.1 200 OK\r\nContent-Length: {total}\r\n\r\n"),
     };
     stream.write_all(head.as_bytes())?;
+    if head_only {
+        return Ok(true);
+    }
     let body = &bytes[start.unwrap_or(0)..];
     match manner {
         Manner::CutOnce(count) => {

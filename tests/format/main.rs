@@ -14,6 +14,7 @@ mod disk;
 mod edge;
 mod kernel;
 mod linux;
+mod secrets;
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -201,8 +202,8 @@ fn the_uki_on_the_esp_is_the_one_of_the_manifest_and_carries_the_root_hash() {
     assert!(sections[".osrel"]["text"].as_str().unwrap().contains(&image().1.version));
 }
 
-#[test]
-fn zstd_and_cpio_read_the_initrd_of_the_uki() {
+/// The initrd of the UKI, unpacked by zstd; it goes with the folder.
+fn from_initrd() -> (tempfile::TempDir, PathBuf) {
     let folder = uki();
     let bytes = fs_err::read(folder.path().join("kiln.efi")).unwrap();
     let sections = kiln::image::uki::sections(&bytes).unwrap();
@@ -212,6 +213,12 @@ fn zstd_and_cpio_read_the_initrd_of_the_uki() {
     judge("usr/bin/zstd").arg("-t").arg(&packed).run().unwrap();
     let plain = folder.path().join("initrd");
     judge("usr/bin/zstd").args(["-q", "-d", "-o"]).arg(&plain).arg(&packed).run().unwrap();
+    (folder, plain)
+}
+
+#[test]
+fn zstd_and_cpio_read_the_initrd_of_the_uki() {
+    let (_folder, plain) = from_initrd();
     let list = read(&judge("usr/bin/cpio").args(["-t", "--quiet", "-F"]).arg(&plain));
     for path in ["init", "bin/busybox", "bin/dmsetup", "usr/lib/libc.so.6"] {
         assert!(list.lines().any(|l| l == path), "{path}: {list}");

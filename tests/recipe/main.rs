@@ -14,3 +14,4 @@ mod life;
 mod limits;
 mod modules;
 mod outputs;
+mod ways;

@@ -10,6 +10,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod cluster;
 mod contract;
 mod door;
 mod node;
