@@ -144,8 +144,11 @@ pub(super) fn package(work: &Work<'_>, k3s: &K3s, arch: Arch) -> Result<Unpacked
             .into());
         }
         bundle::unpack(&bytes, k3s.version(), &folder.join("usr/bin")).map_err(|error| {
-            let text = format!("{} of K3s {} has its digest and is not what it should be", file.name, k3s.version());
-            Failure::new(Kind::Input, text).hint("compare `k3s.release` with what upstream published").because(error)
+            let text =
+                format!("{} of K3s {} has its digest and is not what it should be", file.name, k3s.version());
+            Failure::new(Kind::Input, text)
+                .hint("compare `k3s.release` with what upstream published")
+                .because(error)
         })?;
     }
     let info = super::info(NAME, k3s.version(), arch, "K3s, of its release");

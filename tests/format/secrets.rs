@@ -33,7 +33,9 @@ fn no_partition_and_no_initrd_holds_a_token_a_key_or_a_password() {
 
     let mut all = Vec::new();
     for name in ["esp", "verity-"] {
-        all.extend(found(&secrets, &fs_err::read(part(name).path()).unwrap()).map(|what| (name.to_owned(), what)));
+        all.extend(
+            found(&secrets, &fs_err::read(part(name).path()).unwrap()).map(|what| (name.to_owned(), what)),
+        );
     }
     let (_folder, initrd) = from_initrd();
     all.extend(found(&secrets, &fs_err::read(initrd).unwrap()).map(|what| ("the initrd".to_owned(), what)));
@@ -48,7 +50,13 @@ fn no_partition_and_no_initrd_holds_a_token_a_key_or_a_password() {
 
     // Where a node's own secrets will lie, the image has nothing at all.
     let files = kiln::manifest::read_files(&image().0.with_extension("json")).unwrap();
-    for place in ["/etc/rancher/k3s/", "/etc/rancher/node/", "/etc/credstore/", "/var/lib/rancher/", "/etc/ssh/ssh_host_"] {
+    for place in [
+        "/etc/rancher/k3s/",
+        "/etc/rancher/node/",
+        "/etc/credstore/",
+        "/var/lib/rancher/",
+        "/etc/ssh/ssh_host_",
+    ] {
         let there: Vec<_> = files.keys().filter(|path| path.starts_with(place)).collect();
         assert!(there.is_empty(), "{there:?}");
     }

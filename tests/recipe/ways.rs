@@ -40,7 +40,8 @@ fn lab(url: &str, digest: Digest) -> Lab {
          for name in containerd crictl ctr kubectl; do ln -s k3s $name; done\n",
         "[env]\nK3S_COMMIT = \"0123456789abcdef\"\n",
     );
-    let recipe = lab.read("toy-k3s", "recipe.toml").replace("outputs = [\"result\"]", "outputs = [\"usr/bin/k3s\"]");
+    let recipe =
+        lab.read("toy-k3s", "recipe.toml").replace("outputs = [\"result\"]", "outputs = [\"usr/bin/k3s\"]");
     lab.file("toy-k3s", "recipe.toml", recipe);
     let path = lab.path("project/images/k3s.toml");
     let mut text = String::new();
@@ -85,7 +86,10 @@ fn a_release_goes_into_the_image_by_its_digest_and_is_fetched_once() {
     let origin = manifest.k3s.unwrap();
     assert_eq!((origin.way, origin.version.as_str(), origin.commit), (Way::Binary, VERSION, None));
     assert_eq!(origin.sha256, Digest::of(&release));
-    assert_eq!(program, Digest::of(format!("#!/bin/sh\n# of the release {VERSION}\n").as_bytes()).to_string());
+    assert_eq!(
+        program,
+        Digest::of(format!("#!/bin/sh\n# of the release {VERSION}\n").as_bytes()).to_string()
+    );
     assert_eq!(manifest.packages["k3s"].version, VERSION);
     let asked = mirror.asked("k3s").len();
     let run = build(&lab, &["--no-fallback", "--check"]).ok();
@@ -106,7 +110,8 @@ fn where_nobody_has_the_release_it_is_built_from_source_or_not_at_all() {
     let mirror = mirror(&release);
     mirror.answer("k3s", Manner::Missing);
     let lab = lab(&mirror.base, Digest::of(&release));
-    build(&lab, &["--no-fallback"]).fails(4, &["K3s v1.33.3+k3s1 (k3s) cannot be had", "it is not there", "--source k3s"]);
+    build(&lab, &["--no-fallback"])
+        .fails(4, &["K3s v1.33.3+k3s1 (k3s) cannot be had", "it is not there", "--source k3s"]);
     let run = build(&lab, &[]).ok();
     assert!(run.stderr.contains("out of reach, so it is built from source"), "{}", run.text());
     assert_eq!(baked(&lab).0.k3s.unwrap().way, Way::Source);
@@ -133,5 +138,6 @@ fn a_release_with_other_bytes_is_no_reason_to_go_the_other_way() {
 fn a_release_that_holds_no_k3s_or_another_is_refused() {
     let bytes = b"<html>this is no release</html>".to_vec();
     let mirror = mirror(&bytes);
-    build(&lab(&mirror.base, Digest::of(&bytes)), &[]).fails(1, &["is not what it should be", "no archive of programs in it"]);
+    build(&lab(&mirror.base, Digest::of(&bytes)), &[])
+        .fails(1, &["is not what it should be", "no archive of programs in it"]);
 }

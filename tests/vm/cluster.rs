@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -27,15 +27,17 @@ impl Drop for Node {
 }
 
 fn has(program: &str) -> bool {
-    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|dir| dir.join(program).is_file())
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
+        .any(|dir| dir.join(program).is_file())
 }
 
 fn kubectl(config: &Path, args: &[&str]) -> Run {
     // The one that was built for the image, on this machine; users come with any other.
     let recipe = images::store().join("steps/recipe/k3s");
-    let built = fs_err::read_dir(recipe).unwrap().map(|entry| entry.unwrap().path().join("out/usr/bin/kubectl"));
+    let built =
+        fs_err::read_dir(recipe).unwrap().map(|entry| entry.unwrap().path().join("out/usr/bin/kubectl"));
     let program = built.into_iter().find(|path| path.exists()).expect("K3s was built for the image");
-    Run::of(&Command::new(program).args(args).env("KUBECONFIG", config).output().unwrap())
+    Run::of(&command(program).args(args).env("KUBECONFIG", config).output().unwrap())
 }
 
 #[test]
@@ -47,7 +49,8 @@ fn a_kubeconfig_fetched_from_a_running_server_works_from_outside() {
     images::image("server", "amd64");
     let dir = tempfile::Builder::new().prefix("kiln-cluster-").tempdir_in(images::folder()).unwrap();
     let (key, config) = (dir.path().join("key"), dir.path().join("kubeconfig"));
-    Run::of(&command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).output().unwrap()).ok();
+    Run::of(&command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).output().unwrap())
+        .ok();
     let (ssh, api) = (port(), port());
     let log = fs_err::File::create(dir.path().join("log")).unwrap().into_file();
     let mut run = images::kiln();
@@ -63,7 +66,11 @@ fn a_kubeconfig_fetched_from_a_running_server_works_from_outside() {
         .stderr(log);
     let mut node = Node(run.spawn().unwrap());
     let mut attempt = || {
-        assert!(node.0.try_wait().unwrap().is_none(), "{}", fs_err::read_to_string(dir.path().join("log")).unwrap());
+        assert!(
+            node.0.try_wait().unwrap().is_none(),
+            "{}",
+            fs_err::read_to_string(dir.path().join("log")).unwrap()
+        );
         let mut fetch = images::kiln();
         fetch
             .args(["kubeconfig", "127.0.0.1", "--port", &ssh.to_string(), "--name", "home"])
@@ -85,7 +92,8 @@ fn a_kubeconfig_fetched_from_a_running_server_works_from_outside() {
     }
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs_err::metadata(&config).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600, "it is the administrator's key");
-    let node = kubectl(&config, &["get", "node", "alpha", "-o", "jsonpath={.status.nodeInfo.kubeletVersion}"]).ok();
+    let node =
+        kubectl(&config, &["get", "node", "alpha", "-o", "jsonpath={.status.nodeInfo.kubeletVersion}"]).ok();
     assert_eq!(node.stdout, "v1.33.3+k3s1");
     let context = kubectl(&config, &["config", "current-context"]).ok();
     assert_eq!(context.stdout.trim(), "home");

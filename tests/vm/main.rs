@@ -8,9 +8,9 @@
     reason = "a test fails by panicking; clippy spares only the functions marked #[test]"
 )]
 
+mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
-mod cluster;
 mod contract;
 mod door;
 mod node;
