@@ -44,6 +44,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cuts: Option<u32>,
 
+    /// Leave out the steps that the files call long, such as reboots of a whole cluster
+    #[arg(long)]
+    short: bool,
+
     /// Leave the machines up when the steps are over, until Ctrl-C; `kiln test attach NODE` gives a shell
     #[arg(long)]
     keep: bool,
@@ -120,8 +124,11 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         ui: &context.ui,
         threads: super::threads(None),
     };
-    let scenarios: Vec<Scenario> =
+    let mut scenarios: Vec<Scenario> =
         args.scenarios.iter().map(|name| Scenario::load(&project.dir, name)).collect::<Result<_>>()?;
+    if args.short {
+        scenarios.iter_mut().for_each(Scenario::leave_out_long);
+    }
     let options = Options {
         out: context.out(args.out.as_ref()),
         reports: args.report.clone().unwrap_or_else(|| project.dir.join("out/test")),

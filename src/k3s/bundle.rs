@@ -122,7 +122,7 @@ mod tests {
             (b"<html>not found</html>".to_vec(), "no archive of programs"),
             (release(&whole[..1]), "no bin/containerd-shim-runc-v2"),
             (release(&[("./bin/k3s", "is v1.2.4+k3s1"), whole[1]]), "is not v1.2.3+k3s4"),
-            (release(&whole)[..200].to_vec(), ""),
+            (release(&whole)[..120].to_vec(), ""),
         ];
         for (bytes, why) in cases {
             let error = unpack(&bytes, "v1.2.3+k3s4", &dir.path().join("bin")).unwrap_err();

@@ -316,6 +316,10 @@ fn faults(scenario: &Scenario, seed: u64) -> Vec<PlannedFault> {
     seeded::strikes(scenario, seed).into_iter().map(planned).collect()
 }
 
+/// A node that starts K3s takes so many times as long until it is up, as three-node was measured, and so do scripts on it, which call kubectl.
+const K3S_BOOT: u32 = 5;
+const K3S_SCRIPT: u32 = 10;
+
 /// How often a node boots: in the beginning, by steps, by faults.
 fn boots(scenario: &Scenario) -> u64 {
     let beginning = scenario.nodes().filter(|n| n.boot == BootWhen::Auto).count() as u64;
@@ -342,8 +346,10 @@ fn estimate(scenario: &Scenario, calibration: &Calibration) -> Duration {
     let mut sum = AROUND;
     for step in &scenario.steps {
         let nodes = step.on.len();
+        let starts_k3s = |name: &Name| scenario.nodes.get(name).is_some_and(Node::starts_k3s);
+        let work = if step.on.iter().any(starts_k3s) { K3S_SCRIPT } else { 1 };
         let scaled = |time: Duration| time.mul_f64(calibration.factor(nodes));
-        let boot = calibration.boot(nodes);
+        let boot = calibration.boot(nodes) * if work > 1 { K3S_BOOT } else { 1 };
         sum += match &step.action {
             Action::Start => {
                 booting.extend(step.on.iter());
@@ -352,7 +358,8 @@ fn estimate(scenario: &Scenario, calibration: &Calibration) -> Duration {
             // All that boot do so at once, whoever is waited for.
             Action::Ready | Action::Refused(_) => {
                 let waited = step.on.iter().any(|name| booting.contains(name));
-                let time = if waited { calibration.boot(booting.len()) } else { scaled(SCRIPT) };
+                let heavier = if booting.iter().any(|name| starts_k3s(name)) { K3S_BOOT } else { 1 };
+                let time = if waited { calibration.boot(booting.len()) * heavier } else { scaled(SCRIPT) };
                 booting.clear();
                 time
             }
@@ -366,13 +373,10 @@ fn estimate(scenario: &Scenario, calibration: &Calibration) -> Duration {
             Action::Wait(span) => span.duration(),
             Action::Check { check: Check::Contract, .. } => scaled(CONTRACT),
             Action::Check { .. } => scaled(CHECK),
-            Action::Run(run) if run.until => scaled(UNTIL),
+            Action::Run(run) if run.until => scaled(UNTIL) * work,
             Action::Console(_) => scaled(KVM_BOOT / 2),
-            Action::Run(_)
-            | Action::Unit(_)
-            | Action::Port(_)
-            | Action::Copy { .. }
-            | Action::Fetch { .. } => scaled(SCRIPT),
+            Action::Run(_) => scaled(SCRIPT) * work,
+            Action::Unit(_) | Action::Port(_) | Action::Copy { .. } | Action::Fetch { .. } => scaled(SCRIPT),
             Action::Pause
             | Action::Resume
             | Action::Screenshot(_)

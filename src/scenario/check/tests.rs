@@ -215,7 +215,18 @@ fn every_shipped_scenario_fits_this_project() {
     let names: Vec<&str> = list.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(
         names,
-        ["faults", "hardware", "k3s", "kernel-node", "kernel-vm", "nfs", "smoke", "three-node"]
+        [
+            "faults",
+            "hardware",
+            "join",
+            "k3s-faults",
+            "kernel-node",
+            "kernel-vm",
+            "networks",
+            "nfs",
+            "smoke",
+            "three-node"
+        ]
     );
     for (name, scenario) in &list {
         let scenario = scenario.as_ref().unwrap_or_else(|e| panic!("{name}: {e}"));

@@ -275,6 +275,10 @@ fn play(context: &Context<'_>, cluster: &Cluster<'_>, setup: &Setup<'_>, told: &
             };
             told.steps.push(done);
         }
+        for step in &scenario.left_out {
+            let number = u32::try_from(told.steps.len()).unwrap_or(u32::MAX).saturating_add(1);
+            told.steps.push(skipped(context, number, step, "the run is a short one"));
+        }
         over.store(true, Ordering::SeqCst);
     });
     context.calm();
@@ -293,6 +297,7 @@ fn at_the_end(cluster: &Cluster<'_>) -> Option<Step> {
         action: Action::Check { check: Check::Units, until: false },
         limit: Span::secs(30),
         implied: true,
+        long: false,
         up,
     })
 }

@@ -120,8 +120,8 @@ fn times_are_told_as_people_guess_them() {
 #[test]
 fn the_shipped_scenarios_take_no_longer_than_people_wait_for() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let estimates =
-        ["smoke", "three-node", "nfs", "hardware", "faults", "kernel-vm", "kernel-node"].map(|name| {
+    let estimates = ["smoke", "three-node", "join", "k3s-faults", "networks", "nfs", "hardware", "faults"]
+        .map(|name| {
             let plan = Plan::new(&Scenario::load(dir, name).unwrap(), 1, &TCG);
             assert!(plan.limit_seconds > 2 * plan.seconds, "{name}: its limit leaves no room");
             format!(
@@ -133,12 +133,13 @@ fn the_shipped_scenarios_take_no_longer_than_people_wait_for() {
         });
     insta::assert_snapshot!(estimates.join("\n"), @r#"
     smoke: TCG, 2 cores: about 100 seconds with 2 boots and 9 steps
-    three-node: TCG, 2 cores: about 6 minutes with 6 boots and 27 steps
+    three-node: TCG, 2 cores: about 21 minutes with 6 boots and 19 steps
+    join: TCG, 2 cores: about 9 minutes with 6 boots and 12 steps
+    k3s-faults: TCG, 2 cores: about 22 minutes with 7 boots and 16 steps
+    networks: TCG, 2 cores: about 6 minutes with 6 boots and 27 steps
     nfs: TCG, 2 cores: about 4 minutes with 5 boots and 24 steps
     hardware: TCG, 2 cores: about 3 minutes with 4 boots and 10 steps
     faults: TCG, 2 cores: about 7 minutes with 12 boots and 22 steps
-    kernel-vm: TCG, 2 cores: about 2 minutes with 2 boots and 10 steps
-    kernel-node: TCG, 2 cores: about 2 minutes with 3 boots and 7 steps
     "#);
 }
 

@@ -383,6 +383,9 @@ pub struct StepFile {
     pub name: String,
     /// On which nodes, all at the same time. Default `all`.
     pub on: Option<On>,
+    /// `kiln test --short` leaves it out. No other step may build on what it does.
+    #[serde(default)]
+    pub long: bool,
 
     /// Action: switch the node on. It is not waited for.
     #[serde(default)]

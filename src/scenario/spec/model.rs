@@ -43,6 +43,8 @@ pub struct Scenario {
     pub links: Vec<Link>,
     /// What is done, in order.
     pub steps: Vec<Step>,
+    /// What [`Scenario::leave_out_long`] took out of them.
+    pub left_out: Vec<Step>,
     /// What happens beside the steps.
     pub faults: Vec<Fault>,
     /// What must hold before each step.
@@ -62,6 +64,20 @@ impl Scenario {
             }
         }
         self.limit = self.limit.longer(more);
+    }
+
+    /// Takes the steps out that are marked as long, as `--short` does, and the faults that come after them. The steps are told as skipped.
+    pub fn leave_out_long(&mut self) {
+        let mut places = Vec::new();
+        for step in std::mem::take(&mut self.steps) {
+            let to = if step.long { &mut self.left_out } else { &mut self.steps };
+            places.push((!step.long).then_some(to.len()));
+            to.push(step);
+        }
+        self.faults.retain_mut(|fault| match &mut fault.when {
+            When::After(step) => places.get(*step).copied().flatten().map(|place| *step = place).is_some(),
+            When::At(_) | When::Random { .. } => true,
+        });
     }
 
     /// The nodes, in the order of their names.
@@ -158,6 +174,14 @@ impl Node {
     /// Its fixed address on `network`.
     pub fn address_on(&self, network: &str) -> Option<IpAddr> {
         self.nics.iter().find(|nic| nic.network == *network)?.address.fixed()
+    }
+
+    /// Whether it starts K3s: it was given a token, and K3s is not held back.
+    pub fn starts_k3s(&self) -> bool {
+        let held_back = |name: &String| name.starts_with("systemd.unit-dropin.k3s.service");
+        !self.doomed
+            && self.credentials.contains_key("k3s.token")
+            && !self.credentials.keys().any(|name| held_back(name))
     }
 
     /// Its cables, in the order of its cards.

@@ -368,3 +368,33 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_short_run_leaves_long_steps_out_with_the_faults_that_come_after_them() {
+    let mut scenario = with(
+        r#"
+[[step]]
+name = "first"
+long = true
+run = "true"
+[[step]]
+name = "second"
+run = "true"
+[[fault]]
+after = "first"
+node = "server"
+kind = "reboot"
+[[fault]]
+after = "second"
+node = "server"
+kind = "pause"
+for = "1s"
+"#,
+    );
+    scenario.leave_out_long();
+    let names = |steps: &[Step]| steps.iter().map(|step| step.name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&scenario.left_out), ["first"]);
+    let second = scenario.steps.iter().position(|step| step.name == "second").unwrap();
+    assert!(scenario.faults.iter().all(|fault| fault.when == When::After(second)), "{:?}", scenario.faults);
+    assert_eq!(scenario.faults.len(), 1);
+}

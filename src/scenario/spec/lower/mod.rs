@@ -65,6 +65,7 @@ pub(super) fn read(name: &str, file: &str, text: &str, machines: &BTreeSet<Strin
         nodes,
         links,
         steps,
+        left_out: Vec::new(),
         faults,
         invariants,
         allow,

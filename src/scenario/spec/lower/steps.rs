@@ -159,6 +159,7 @@ impl<'a> Walk<'a> {
             on,
             action,
             implied: false,
+            long: file.long,
         };
         self.change(&step, &file.name);
         if let Some(name) = &file.save {
@@ -182,6 +183,7 @@ impl<'a> Walk<'a> {
             on,
             action: Action::Ready,
             implied: true,
+            long: false,
         };
         self.change(&step, "");
         self.steps.push(step);

@@ -62,6 +62,8 @@ pub struct Step {
     pub implied: bool,
     /// The nodes that answer when it begins, if no fault strikes; on these invariants are asked.
     pub up: BTreeSet<Name>,
+    /// A short run leaves it out.
+    pub long: bool,
 }
 
 /// What a step does. Where it speaks of "the node", it does so for each node of the step.
