@@ -67,8 +67,7 @@ impl Target<'_> {
 
 /// Bakes the disk image of a target. Says whether anything had to be done.
 pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
-    let way = k3s::choose(work, target.profile, target.arch)?;
-    let key = image_key(work, target, way)?;
+    let (key, way) = image_key(work, target)?;
     if let Some(manifest) = manifest::current(work.store, &key, target)? {
         return Ok((manifest, false));
     }
@@ -109,7 +108,7 @@ pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
 }
 
 /// Everything that the image depends on, from lock, TOML and the way of K3s alone: if it is in the store, nothing needs to be looked at.
-fn image_key(work: &Work<'_>, target: &Target<'_>, way: Option<k3s::Way>) -> Result<StepKey> {
+fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<(StepKey, Option<k3s::Way>)> {
     let set = |kind, name: &str| -> Result<Digest> {
         let mut hasher = Hasher::new();
         for package in work.locked.packages(kind, name, target.arch)? {
@@ -121,7 +120,9 @@ fn image_key(work: &Work<'_>, target: &Target<'_>, way: Option<k3s::Way>) -> Res
         Some(source) => linux::digest(work, source, target.arch)?.to_string(),
         None => String::new(),
     };
-    Ok(StepKey::new("image", &target.stem(), VERSION)
+    // Behind all that can be wrong in the TOML files, since it may ask for a release.
+    let way = k3s::choose(work, target.profile, target.arch)?;
+    let key = StepKey::new("image", &target.stem(), VERSION)
         .input("packages", set(SetKind::Profile, &target.profile.name)?)
         .input("boot programs", set(SetKind::Tool, "boot")?)
         .input("initrd programs", set(SetKind::Tool, "initrd")?)
@@ -132,7 +133,8 @@ fn image_key(work: &Work<'_>, target: &Target<'_>, way: Option<k3s::Way>) -> Res
         .input("image version", work.locked.lock().version())
         .input("initrd script", Digest::of(initrd::SCRIPT.as_bytes()))
         .input("code", format!("{VERSION} {} {} {}", rootfs::VERSION, disk::VERSION, erofs::ZPACK_VERSION))
-        .input("project", work.project.dir.display()))
+        .input("project", work.project.dir.display());
+    Ok((key, way))
 }
 
 /// All that the TOML files say of a profile, with the bytes of the files they name.

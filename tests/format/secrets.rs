@@ -13,6 +13,9 @@ const SECRETS: [&str; 4] = [
     r"client-key-data: [A-Za-z0-9+/]{20}",
 ];
 
+/// A key for the library's test of itself, which everybody has.
+const KNOWN: &str = "usr/lib/x86_64-linux-gnu/libgnutls.so.";
+
 fn found(secrets: &Regex, bytes: &[u8]) -> Option<String> {
     let at = secrets.find(bytes)?;
     Some(String::from_utf8_lossy(&bytes[at.range()]).into_owned())
@@ -42,7 +45,7 @@ fn no_partition_and_no_initrd_holds_a_token_a_key_or_a_password() {
     let root = extracted().join("root");
     for path in files_below(&root) {
         let file = root.join(&path);
-        if file.is_file() && !file.is_symlink() {
+        if file.is_file() && !file.is_symlink() && !path.starts_with(KNOWN) {
             all.extend(found(&secrets, &fs_err::read(&file).unwrap()).map(|what| (path, what)));
         }
     }

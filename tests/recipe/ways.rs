@@ -41,7 +41,7 @@ fn lab(url: &str, digest: Digest) -> Lab {
         "[env]\nK3S_COMMIT = \"0123456789abcdef\"\n",
     );
     let recipe =
-        lab.read("toy-k3s", "recipe.toml").replace("outputs = [\"result\"]", "outputs = [\"usr/bin/k3s\"]");
+        lab.read("toy-k3s", "recipe.toml").replace("outputs = [\"result\"]", "outputs = [\"usr/bin\"]");
     lab.file("toy-k3s", "recipe.toml", recipe);
     let path = lab.path("project/images/k3s.toml");
     let mut text = String::new();
