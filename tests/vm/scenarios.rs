@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use kiln::scenario::result::{BootEnd, Outcome, Run as Told};
+use kiln::scenario::result::{Outcome, Run as Told};
 
 use super::common::images;
 use super::common::run::{Run, skipped};
@@ -61,11 +61,6 @@ fn passes(scenario: &str, args: &[&str]) -> Told {
 }
 
 #[test]
-fn the_scenario_smoke_passes() {
-    passes("smoke", &[]);
-}
-
-#[test]
 fn the_scenario_three_node_passes_in_short_with_one_image_for_both_agents() {
     // What is left out are the power cut and the reboot, which take as long again; `kiln test` does them.
     let told = passes("three-node", &["--short"]);
@@ -77,19 +72,6 @@ fn the_scenario_three_node_passes_in_short_with_one_image_for_both_agents() {
         "{:?}",
         told.links
     );
-}
-
-#[test]
-fn the_scenario_nfs_passes() {
-    passes("nfs", &[]);
-}
-
-#[test]
-fn the_scenario_faults_passes_with_a_handful_of_power_cuts() {
-    let told = passes("faults", &["--cuts", "3"]);
-    let cut =
-        |node: &kiln::scenario::result::Node| node.boots.iter().filter(|b| b.ended == BootEnd::Cut).count();
-    assert!(told.nodes.iter().map(cut).sum::<usize>() >= 3);
 }
 
 /// Compiling a kernel takes 10 or 26 minutes of processor time; where somebody did that already, it is proven like the others.
@@ -123,7 +105,7 @@ fn the_kernel_node_from_source_boots_from_every_bus() {
 fn scenario(folder: &Path, name: &str, steps: &str) -> PathBuf {
     let path = folder.join(format!("{name}.toml"));
     let text = format!(
-        "schema = 1\ndescription = \"a test's own\"\nlimit = \"5min\"\n\n[node.one]\nprofile = \"bare\"\n\n{steps}"
+        "schema = 1\ndescription = \"a test's own\"\nlimit = \"5min\"\n\n[node.one]\nprofile = \"agent\"\nwithout = [\"k3s.service\"]\n\n{steps}"
     );
     fs_err::write(&path, text).unwrap();
     path
