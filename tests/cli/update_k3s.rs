@@ -156,7 +156,7 @@ fn a_release_that_is_not_whole_is_not_pinned() {
         ),
         (format!("{new}/sha256sum-amd64"), Manner::Broken, &["sha256sum-amd64.txt cannot be had", "500"]),
         ("channels".to_owned(), Manner::Shorter, &["the channel server", "no list of channels"]),
-        ("channels".to_owned(), Manner::Missing, &["404"]),
+        ("channels".to_owned(), Manner::Missing, &["nobody says which K3s is the newest", "404", "--to"]),
     ] {
         let case = Case::new();
         case.mirror.answer(&part, manner);

@@ -41,7 +41,11 @@ struct Channel {
 /// # Errors
 /// [`Kind::Fetch`] if it does not say so; [`Kind::Input`] if it knows no such channel.
 pub(super) fn newest(fetcher: &Fetcher<'_>, url: &str, name: &str) -> Result<Version> {
-    let bytes = fetcher.get_as(url, &["application/json"], LARGEST)?;
+    let bytes = fetcher.get_as(url, &["application/json"], LARGEST).map_err(|error| {
+        Failure::new(Kind::Fetch, format!("nobody says which K3s is the newest of channel `{name}`"))
+            .hint("a version can be named: `--to v1.33.4+k3s1`")
+            .because(error)
+    })?;
     read_channels(&bytes, name).map_err(|failure| {
         Failure::new(failure.kind, format!("the channel server {url} does not help")).because(failure).into()
     })
