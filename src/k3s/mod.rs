@@ -4,6 +4,7 @@
 
 mod bundle;
 mod release;
+pub mod update;
 
 pub use release::{Way, choose};
 

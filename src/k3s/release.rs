@@ -19,7 +19,7 @@ use crate::unpack::{self, Unpacked};
 /// Raised when the same release is unpacked to something else.
 const VERSION: u32 = 1;
 /// The most that a release may have, bytes; those of 2025 have 70 MB.
-const LARGEST: u64 = 1 << 30;
+pub(super) const LARGEST: u64 = 1 << 30;
 
 /// The way that K3s takes into an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,8 +35,12 @@ pub enum Way {
 fn file(k3s: &K3s, arch: Arch) -> Option<(&ReleaseFile, Vec<String>)> {
     let release = k3s.release.as_ref()?;
     let file = release.file(arch)?;
-    let base = |url: &String| format!("{}/{}", url.trim_end_matches('/'), file.name);
-    Some((file, release.urls.iter().map(base).collect()))
+    Some((file, places(&release.urls, &file.name)))
+}
+
+/// Where a file may be had that lies in the folders `urls`.
+pub(super) fn places(urls: &[String], name: &str) -> Vec<String> {
+    urls.iter().map(|url| format!("{}/{name}", url.trim_end_matches('/'))).collect()
 }
 
 /// Chooses the way for a profile's K3s, which is fetched if it is the release; `None` without K3s.

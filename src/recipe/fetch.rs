@@ -3,6 +3,8 @@
 //! `go-modules`: `go mod vendor` in a sandbox with the host's network, on a copy of the recipe's module. go.sum pins every module, and the
 //! digest of the vendored tree pins the result. Proxies, checksum database and certificates are this machine's own: what its `go` and its
 //! environment say ([`SETTINGS`], `go env -w`), its resolv.conf, its bundle of authorities. None of that can change the result.
+//!
+//! [`ask`] has the same network for questions whose answer is not known before; nothing of it is built upon until it has a digest.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ use fs_err as fs;
 use super::key::{epoch, host};
 use super::output::{OutputTree, Paths, publish};
 use super::root;
-use super::run::{Circumstances, Job};
+use super::run::{Circumstances, Job, Site};
 use super::spec::{Recipe, Source};
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
@@ -148,9 +150,49 @@ pub fn hashes(work: &Work<'_>, recipe: &Recipe) -> Result<BTreeMap<String, Diges
     Ok(hashes)
 }
 
+/// Small files that a script left in /build/out when it asked Go's network something with the tools of `recipe`: for what is about its
+/// modules before there is a digest. `env` is added to the environment; `what` says what it is about.
+///
+/// # Errors
+/// [`Kind::Fetch`] if the script fails, with the end of what it said.
+pub(crate) fn ask(
+    work: &Work<'_>,
+    recipe: &Recipe,
+    what: &str,
+    script: &str,
+    env: BTreeMap<String, String>,
+) -> Result<BTreeMap<String, Vec<u8>>> {
+    let site = online(work, recipe, &format!("{}-update", recipe.name), what, script, env)?;
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(site.out())? {
+        let entry = entry?;
+        // A link could lead out of the folder.
+        if entry.file_type()?.is_file() {
+            files.insert(entry.file_name().to_string_lossy().into_owned(), fs::read(entry.path())?);
+        }
+    }
+    Ok(files)
+}
+
 fn fetch(work: &Work<'_>, recipe: &Recipe, name: &str, folder: &str, to: &Path) -> Result<OutputTree> {
+    let env = BTreeMap::from([("KILN_MODULE".to_owned(), folder.to_owned())]);
+    let title = format!("fetching Go modules `{name}` of recipe {}", recipe.name);
+    let site = online(work, recipe, &step_name(recipe, name), &title, SCRIPT, env)?;
+    publish(&site.out(), to, epoch(work, recipe), Paths::Any)
+        .with_context(|| format!("taking input `{name}` of recipe {}", recipe.name))
+}
+
+/// Runs a script with the tools of `recipe` and this machine's network for Go. `step` is the name for what a failure leaves.
+fn online(
+    work: &Work<'_>,
+    recipe: &Recipe,
+    step: &str,
+    title: &str,
+    script: &str,
+    own: BTreeMap<String, String>,
+) -> Result<Site> {
     let mut env = settings(|name| std::env::var(name).ok(), &go_env_file().unwrap_or_default());
-    env.insert("KILN_MODULE".to_owned(), folder.to_owned());
+    env.extend(own);
     // Another version of Go than the locked one would be one more thing from the network.
     env.insert("GOTOOLCHAIN".to_owned(), "local".to_owned());
     env.insert("CGO_ENABLED".to_owned(), "0".to_owned());
@@ -162,28 +204,26 @@ fn fetch(work: &Work<'_>, recipe: &Recipe, name: &str, folder: &str, to: &Path) 
     }
     let covers = ["/etc/resolv.conf", "/etc/hosts"].map(|path| (path.to_owned(), PathBuf::from(path)));
     let covers = covers.into_iter().filter(|(_, path)| path.is_file()).collect();
-    let step = step_name(recipe, name);
     let job = Job {
-        title: format!("fetching Go modules `{name}` of recipe {}", recipe.name),
-        name: &step,
+        title: title.to_owned(),
+        name: step,
         kind: Kind::Fetch,
         root: root::folder(work, &recipe.spec.tools, host()?)?.0,
         files: &recipe.files,
         inputs,
         covers,
-        command: ["/bin/bash", "-e", "-u", "-c", SCRIPT].map(str::to_owned).to_vec(),
+        command: ["/bin/bash", "-e", "-u", "-c", script].map(str::to_owned).to_vec(),
         env,
         epoch: epoch(work, recipe),
         network: true,
         limits: &recipe.spec.limits,
     };
-    let bar = work.ui.spinner("Fetching", step.clone());
+    let bar = work.ui.spinner("Fetching", step.to_owned());
     let site = job.run(work, Circumstances::usual(work.threads), false, &|line| {
         bar.message(format!("{step} {line}"));
     })?;
-    work.store.forget_failed(&step)?;
-    publish(&site.out(), to, epoch(work, recipe), Paths::Any)
-        .with_context(|| format!("taking input `{name}` of recipe {}", recipe.name))
+    work.store.forget_failed(step)?;
+    Ok(site)
 }
 
 /// What this machine says about getting modules; a variable of the environment wins over the file.

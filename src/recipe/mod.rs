@@ -26,6 +26,7 @@ mod spec;
 pub use build::{Built, Options, build, find, step_key};
 pub use check::{check, verdict};
 pub use enter::enter;
+pub(crate) use fetch::ask;
 pub use fetch::hashes;
 pub use output::{Node, OutputTree};
 pub use spec::{FOLDER, Input, Limits, Recipe, RecipeFile, RecipeSpec, Recipes, Source, Span};

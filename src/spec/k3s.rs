@@ -83,6 +83,10 @@ pub struct K3s {
 pub struct Release {
     /// Folders that have them, the best first.
     pub urls: Vec<String>,
+    /// A server that says which release is the newest of a channel, as <https://update.k3s.io/v1-release/channels> does: for
+    /// `kiln update k3s`. It is no part of what an image is.
+    #[serde(default, skip_serializing)]
+    pub channels: Option<String>,
     /// For 64-bit x86.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub amd64: Option<ReleaseFile>,

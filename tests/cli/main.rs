@@ -19,4 +19,5 @@ mod lock;
 mod metadata;
 mod mirrors;
 mod spec;
+mod update_k3s;
 mod usage;

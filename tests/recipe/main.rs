@@ -14,4 +14,5 @@ mod life;
 mod limits;
 mod modules;
 mod outputs;
+mod update;
 mod ways;

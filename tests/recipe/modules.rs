@@ -9,7 +9,7 @@ use crate::common::run::Run;
 use crate::lab::Lab;
 
 /// A zip archive of stored files (APPNOTE.TXT 4.3): local headers with data, the central directory, its end.
-fn zip(files: &[(String, &[u8])]) -> Vec<u8> {
+pub(super) fn zip(files: &[(String, &[u8])]) -> Vec<u8> {
     let (mut out, mut central) = (Vec::new(), Vec::new());
     for (name, bytes) in files {
         let mut crc = flate2::Crc::new();
