@@ -179,9 +179,7 @@ impl Node {
     /// Whether it starts K3s: it was given a token, and K3s is not held back.
     pub fn starts_k3s(&self) -> bool {
         let held_back = |name: &String| name.starts_with("systemd.unit-dropin.k3s.service");
-        !self.doomed
-            && self.credentials.contains_key("k3s.token")
-            && !self.credentials.keys().any(|name| held_back(name))
+        !self.doomed && self.credentials.contains_key("k3s.token") && !self.credentials.keys().any(held_back)
     }
 
     /// Its cables, in the order of its cards.
