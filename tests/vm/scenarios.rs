@@ -105,7 +105,7 @@ fn the_kernel_node_from_source_boots_from_every_bus() {
 fn scenario(folder: &Path, name: &str, steps: &str) -> PathBuf {
     let path = folder.join(format!("{name}.toml"));
     let text = format!(
-        "schema = 1\ndescription = \"a test's own\"\nlimit = \"5min\"\n\n[node.one]\nprofile = \"agent\"\nwithout = [\"k3s.service\"]\n\n{steps}"
+        "schema = 1\ndescription = \"a test's own\"\nlimit = \"5min\"\n\n[node.one]\nprofile = \"agent\"\nwithout = [\"k3s.service\", \"kiln-k3s.service\"]\n\n{steps}"
     );
     fs_err::write(&path, text).unwrap();
     path
