@@ -105,7 +105,7 @@ fn the_kernel_node_from_source_boots_from_every_bus() {
 fn scenario(folder: &Path, name: &str, steps: &str) -> PathBuf {
     let path = folder.join(format!("{name}.toml"));
     let text = format!(
-        "schema = 1\ndescription = \"a test's own\"\nlimit = \"5min\"\n\n[node.one]\nprofile = \"agent\"\nwithout = [\"k3s.service\", \"kiln-k3s.service\"]\n\n{steps}"
+        "schema = 1\ndescription = \"a test's own\"\nlimit = \"5min\"\n\n[node.one]\nprofile = \"bare\"\n\n{steps}"
     );
     fs_err::write(&path, text).unwrap();
     path
@@ -118,7 +118,7 @@ fn a_step_that_is_not_so_fails_the_run_with_its_evidence_and_skips_what_follows(
     let file = scenario(
         reports.path(),
         "wrong",
-        "[[step]]\nname = \"the name is another one\"\nrun = \"hostname; echo why >&2\"\nstdout = \"two\"\n\n[[step]]\nname = \"never reached\"\nrun = \"true\"\n",
+        "[[step]]\nname = \"the name is another one\"\non = \"every\"\nrun = \"hostname; echo why >&2\"\nstdout = \"two\"\n\n[[step]]\nname = \"never reached\"\non = \"every\"\nrun = \"true\"\n",
     );
     let run = Run::of(&command(&[file.to_str().unwrap(), "--json"], reports.path()).output().unwrap());
     assert_eq!(run.code, 7, "{}", run.text());
@@ -139,7 +139,7 @@ fn a_unit_that_fails_after_boot_fails_the_run_in_the_end() {
     let file = scenario(
         reports.path(),
         "late",
-        "[[step]]\nname = \"a unit fails\"\nrun = \"systemd-run --unit=late --wait false\"\nfails = true\n",
+        "[[step]]\nname = \"a unit fails\"\non = \"every\"\nrun = \"systemd-run --unit=late --wait false\"\nfails = true\n",
     );
     let run = Run::of(&command(&[file.to_str().unwrap(), "--json"], reports.path()).output().unwrap());
     assert_eq!(run.code, 7, "{}", run.text());
@@ -261,7 +261,7 @@ fn a_kept_cluster_gives_a_shell_until_it_is_ended() {
     use std::io::{Read, Write};
     let _slot = Slot::wait();
     let reports = reports();
-    let file = scenario(reports.path(), "kept", "[[step]]\nname = \"up\"\nready = true\n");
+    let file = scenario(reports.path(), "kept", "[[step]]\nname = \"up\"\non = \"every\"\nready = true\n");
     let mut running = Running::start(&[file.to_str().unwrap(), "--keep"], reports.path());
     running.wait_for("Keeping");
     let project = images::project();
