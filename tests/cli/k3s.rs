@@ -1,10 +1,15 @@
 //! The scripts of images/k3s/ as a node's shell runs them, on folders of the test's own.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::mpsc::{Receiver, channel};
 
-use crate::common::run::command;
+use base64::Engine;
+
+use crate::common::run::{command, skipped};
 
 struct Node {
     dir: tempfile::TempDir,
@@ -47,6 +52,8 @@ impl Node {
             .env("KILN_SHARE", self.path("share"))
             .env("KILN_RUN", self.path("run"))
             .env("KILN_DATA", self.path("data"))
+            .env("KILN_NODE", self.path("node"))
+            .env("KILN_CONSOLE", self.path("console"))
             .output()
             .unwrap()
     }
@@ -131,4 +138,99 @@ fn an_agent_without_what_it_needs_says_what_that_is() {
     node.prepared();
     assert_eq!(node.read("run/k3s/server"), "https://10.0.0.1:6443\n");
     assert!(!node.path("data/server").exists());
+}
+
+/// The certificate of the CA of [`server`].
+const CA: &str = "the CA's certificate";
+
+/// What K3s' supervisor answers to the two questions of `join`: the CA, and `status` for a kubelet's certificate. Each time it is asked the
+/// second, the headers that a client proves itself by are sent to the test.
+fn server(status: &'static str) -> (String, Receiver<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let lines =
+                BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+            let lines: Vec<String> = lines.collect();
+            let ca = lines.first().is_some_and(|line| line.contains("/cacerts"));
+            let (status, body) = if ca { ("200 OK", CA) } else { (status, "") };
+            let head =
+                format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).ok();
+            if !ca {
+                let proof =
+                    |line: &String| line.starts_with("Authorization:") || line.starts_with("k3s-Node-");
+                sender.send(lines.into_iter().filter(proof).collect()).ok();
+            }
+        }
+    });
+    (address, receiver)
+}
+
+fn agent(server: &str, token: &str) -> Node {
+    let node = Node::new("agent");
+    node.put("run/k3s/server", &format!("{server}\n"));
+    node.put("run/k3s/token", token);
+    node.put("run/k3s/config.yaml.d/60-node.yaml", "node-name: rack-1\n");
+    node.put("node/none", "");
+    node
+}
+
+#[test]
+fn an_agent_asks_as_a_node_whatever_its_token_looks_like() {
+    if !Path::new("/usr/bin/curl").exists() {
+        return skipped("curl, by which a node asks its server, is not on this machine");
+    }
+    let (address, asked) = server("200 OK");
+    let digest = kiln::digest::Digest::of(CA.as_bytes());
+    let basic = base64::engine::general_purpose::STANDARD.encode("node:se:cret");
+    for (token, proof) in [
+        ("node:se:cret".to_owned(), format!("Authorization: Basic {basic}")),
+        (format!("K10{digest}::server:se:cret"), format!("Authorization: Basic {basic}")),
+        (format!("K10{digest}::node:se:cret"), format!("Authorization: Basic {basic}")),
+        (
+            format!("K10{digest}::abcdef.0123456789abcdef"),
+            "Authorization: Bearer abcdef.0123456789abcdef".to_owned(),
+        ),
+        ("abcdef.0123456789abcdef".to_owned(), "Authorization: Bearer abcdef.0123456789abcdef".to_owned()),
+    ] {
+        let node = agent(&address, &token);
+        let output = node.run("join");
+        assert!(output.status.success(), "{token}: {}", String::from_utf8_lossy(&output.stderr));
+        let password = format!("k3s-Node-Password: {}", node.read("node/password").trim_end());
+        assert_eq!(password.len(), "k3s-Node-Password: ".len() + 32);
+        assert_eq!(asked.recv().unwrap(), [proof, "k3s-Node-Name: rack-1".to_owned(), password], "{token}");
+        assert!(!node.path("console").exists() && !node.path("run/k3s/curl").exists());
+    }
+}
+
+#[test]
+fn an_agent_that_may_not_join_says_why_on_its_console_once() {
+    if !Path::new("/usr/bin/curl").exists() {
+        return skipped("curl, by which a node asks its server, is not on this machine");
+    }
+    let other = format!("K10{}::server:secret", "0".repeat(64));
+    for (status, token, words) in [
+        ("401 Unauthorized", "secret", ["does not take this node's token", "k3s.token"]),
+        (
+            "403 Forbidden",
+            "secret",
+            ["knows another machine by the name rack-1", "kubectl delete node rack-1"],
+        ),
+        ("200 OK", other.as_str(), ["not the server that the token is from", "node-token"]),
+    ] {
+        let node = agent(&server(status).0, token);
+        node.refused("join", &words);
+        let told = node.read("console");
+        assert!(
+            told.starts_with("k3s: this node cannot join http://127.0.0.1:") && told.contains(words[1]),
+            "{told}"
+        );
+        assert!(!told.contains("secret"), "{told}");
+        fs_err::remove_file(node.path("console")).unwrap();
+        node.refused("join", &words);
+        assert!(!node.path("console").exists(), "{token}: it was said already");
+    }
 }
