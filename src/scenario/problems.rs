@@ -94,9 +94,19 @@ impl<'a> Problems<'a> {
         self.list.is_empty()
     }
 
-    /// One failure of all of them, in the order of the file; `None` if there is none.
-    pub fn failure(self) -> Option<Failure> {
-        let file = self.file;
+    /// Each of them as it is shown when nothing else is wrong, in the order of the file.
+    pub fn texts(self) -> Vec<String> {
+        let (file, text) = (self.file, self.text);
+        let shown = |(span, problem): (Option<Range<usize>>, Problem)| {
+            let hints = problem.hints.iter().map(|hint| format!("\n  = help: {hint}"));
+            let place = shown(file, text, span).unwrap_or_default();
+            format!("{}{place}{}", problem.message, hints.collect::<String>())
+        };
+        self.placed().into_iter().map(shown).collect()
+    }
+
+    /// All with their places, in the order of the file.
+    fn placed(self) -> Vec<(Option<Range<usize>>, Problem)> {
         let table = DeTable::parse(self.text).ok();
         let mut placed: Vec<(Option<Range<usize>>, Problem)> = self
             .list
@@ -104,17 +114,21 @@ impl<'a> Problems<'a> {
             .map(|problem| (table.as_ref().and_then(|t| find(t, &problem.spot)), problem))
             .collect();
         placed.sort_by_key(|(span, _)| span.as_ref().map_or(usize::MAX, |s| s.start));
-        let shown = |span: Option<Range<usize>>| {
-            let span = span?;
-            // Only the first line of what is wrong: a script of twenty lines tells nothing.
-            let end =
-                self.text.get(span.clone()).and_then(|t| t.find('\n')).map_or(span.end, |n| span.start + n);
-            Some(format!("\n{}", place(file, self.text, span.start..end)))
-        };
+        placed
+    }
+
+    /// One failure of all of them, in the order of the file; `None` if there is none.
+    pub fn failure(self) -> Option<Failure> {
+        let (file, text_of) = (self.file, self.text);
+        let mut placed = self.placed();
         if placed.len() > 1 {
             let mut text = format!("{file} cannot be used: {} things are wrong", placed.len());
             for (span, problem) in placed {
-                text.push_str(&format!("\n\n{}{}", problem.message, shown(span).unwrap_or_default()));
+                text.push_str(&format!(
+                    "\n\n{}{}",
+                    problem.message,
+                    shown(file, text_of, span).unwrap_or_default()
+                ));
                 for hint in problem.hints {
                     text.push_str(&format!("\n  = help: {hint}"));
                 }
@@ -122,9 +136,20 @@ impl<'a> Problems<'a> {
             return Some(Failure::new(Kind::Input, text));
         }
         let (span, problem) = placed.pop()?;
-        let text = format!("{file} cannot be used: {}{}", problem.message, shown(span).unwrap_or_default());
+        let text = format!(
+            "{file} cannot be used: {}{}",
+            problem.message,
+            shown(file, text_of, span).unwrap_or_default()
+        );
         Some(problem.hints.into_iter().fold(Failure::new(Kind::Input, text), Failure::hint))
     }
+}
+
+/// The place of a problem, below its message. Only the first line of what is wrong: a script of twenty lines tells nothing.
+fn shown(file: &str, text: &str, span: Option<Range<usize>>) -> Option<String> {
+    let span = span?;
+    let end = text.get(span.clone()).and_then(|t| t.find('\n')).map_or(span.end, |n| span.start + n);
+    Some(format!("\n{}", place(file, text, span.start..end)))
 }
 
 /// The bytes that `spot` leads to; where it leads nowhere, those of the last thing on the way.

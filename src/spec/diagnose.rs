@@ -6,11 +6,25 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use anyhow::Result;
 use serde::de::DeserializeOwned;
 
+use super::SCHEMA;
 use crate::error::{Failure, Kind};
 
 /// Parses the text of the TOML file that people know as `name`. Unknown keys get the nearest known one.
 pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<T> {
     toml::from_str(text).map_err(|error| explain(name, text, &error).into())
+}
+
+/// A file of another version has other keys: that it is one is the better message.
+pub(crate) fn check_schema(file: &str, text: &str) -> Result<(), Failure> {
+    let Ok(table) = text.parse::<toml::Table>() else { return Ok(()) };
+    match table.get("schema").and_then(toml::Value::as_integer) {
+        Some(schema) if schema != i64::from(SCHEMA) => Err(Failure::new(
+            Kind::Input,
+            format!("{file} has schema {schema}, this kiln reads schema {SCHEMA}"),
+        )
+        .hint("use the kiln that the file was written for")),
+        _ => Ok(()),
+    }
 }
 
 fn explain(name: &str, text: &str, error: &toml::de::Error) -> Failure {

@@ -8,6 +8,7 @@
 //! images/kernel/sources/ what a kernel built from source is asked to be             [KernelSource]
 //! images/containers/     container images that nodes bring along                   [ContainerSpec]
 //! qemu/machines/*.toml   a machine of scenarios, as a profile but without a role     [Profile]
+//! cluster.toml           the real cluster that the images are for                    [cluster::Cluster]
 //! ```
 //!
 //! Merging: the layers named in `extends` are merged in the order they stand there, each after its own `extends`; the file
@@ -18,6 +19,7 @@
 //! extending `profiles/NAME`, a variant of a profile with another kernel ([`Project::variant`]).
 
 mod cilium;
+pub mod cluster;
 mod container;
 mod diagnose;
 mod k3s;
@@ -28,7 +30,7 @@ mod project;
 pub use cilium::{Cilium, CiliumBgp, Encryption};
 pub use container::ContainerSpec;
 pub use diagnose::parse;
-pub(crate) use diagnose::{nearest, place};
+pub(crate) use diagnose::{check_schema, nearest, place};
 pub use k3s::{Cni, K3s, Release, ReleaseFile, WantedWay};
 pub use kernel::{Base, KernelSource};
 pub use layer::{

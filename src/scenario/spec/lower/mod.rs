@@ -12,9 +12,8 @@ use anyhow::Result;
 use super::file::{ConditionsFile, File, LinkFile, On};
 use super::model::{Cable, Conditions, Network, Node, Scenario};
 use super::words::{Name, Span};
-use crate::error::{Failure, Kind};
 use crate::scenario::problems::{Part, Problems, spot};
-use crate::spec::{SCHEMA, parse};
+use crate::spec::{check_schema, parse};
 
 /// The limit of a run that says none.
 const LIMIT: Span = Span::secs(600);
@@ -70,19 +69,6 @@ pub(super) fn read(name: &str, file: &str, text: &str, machines: &BTreeSet<Strin
         invariants,
         allow,
     })
-}
-
-/// A file of another version has other keys: that it is one is the better message.
-fn check_schema(file: &str, text: &str) -> Result<(), Failure> {
-    let Ok(table) = text.parse::<toml::Table>() else { return Ok(()) };
-    match table.get("schema").and_then(toml::Value::as_integer) {
-        Some(schema) if schema != i64::from(SCHEMA) => Err(Failure::new(
-            Kind::Input,
-            format!("{file} has schema {schema}, this kiln reads schema {SCHEMA}"),
-        )
-        .hint("use the kiln that the file was written for")),
-        _ => Ok(()),
-    }
 }
 
 /// What names are looked up in.
