@@ -19,6 +19,8 @@
 //!       |
 //! a machine                       proven      [tools], [qemu]
 //!
+//! cluster.toml                    identity    [cluster]: what each real node is told, and the scenario of that very cluster
+//!
 //! images/recipes/*                built       [recipe], [sandbox]: what no package has, from source
 //! images/kernel/sources/*         a package   [linux]: a kernel of its own
 //! images/containers/*             an archive  [oci]: container images, so that nodes need no registry
@@ -47,6 +49,7 @@ pub mod arch;
 pub mod bench;
 pub mod built;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod contract;
 pub mod debian;

@@ -135,6 +135,8 @@ enum SchemaFile {
     Layer,
     /// A scenario in qemu/
     Scenario,
+    /// cluster.toml
+    Cluster,
     /// images/kernel/*.toml
     Contract,
     /// images/kernel/sources/*.toml
@@ -217,6 +219,7 @@ fn schema(file: SchemaFile) -> schemars::Schema {
         SchemaFile::Recipe => schemars::schema_for!(RecipeSpec),
         SchemaFile::Layer => schemars::schema_for!(Layer),
         SchemaFile::Scenario => schemars::schema_for!(crate::scenario::spec::file::File),
+        SchemaFile::Cluster => schemars::schema_for!(crate::spec::cluster::file::File),
         SchemaFile::Contract => schemars::schema_for!(Component),
         SchemaFile::Kernel => schemars::schema_for!(crate::spec::KernelSource),
         SchemaFile::Container => schemars::schema_for!(crate::spec::ContainerSpec),
@@ -236,6 +239,7 @@ mod tests {
             (SchemaFile::Recipe, "outputs"),
             (SchemaFile::Layer, "packages"),
             (SchemaFile::Scenario, "step"),
+            (SchemaFile::Cluster, "node"),
             (SchemaFile::Contract, "feature"),
             (SchemaFile::Kernel, "fragments"),
             (SchemaFile::Container, "reference"),

@@ -1,6 +1,7 @@
 //! The command line: a table of verbs. Each verb is a file with its arguments and a `run`; nothing is decided here.
 
 mod build;
+mod cluster;
 mod container;
 mod dev;
 mod diff;
@@ -66,6 +67,10 @@ enum Verb {
     Run(run::Args),
     /// Prove a cluster of the baked images in QEMU
     Test(test::Args),
+    /// Look at the real cluster that cluster.toml describes
+    Cluster(cluster::Args),
+    /// Make tokens by which nodes join a cluster
+    Token(cluster::TokenArgs),
     /// Resolve packages again and rewrite images/kiln.lock
     Update(lock::UpdateArgs),
     /// Show what `kiln update` would change
@@ -178,6 +183,8 @@ pub fn main() -> ExitCode {
         Verb::Build(args) => build::run(&context, &args),
         Verb::Run(args) => run::run(&context, &args),
         Verb::Test(args) => test::run(&context, &args),
+        Verb::Cluster(args) => cluster::run(&context, &args),
+        Verb::Token(args) => cluster::token(&context, &args),
         Verb::Update(args) => lock::update(&context, &args),
         Verb::Outdated(args) => lock::outdated(&context, &args),
         Verb::Recipe(args) => recipe::run(&context, &args),

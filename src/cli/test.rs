@@ -28,6 +28,10 @@ pub(super) struct Args {
     #[arg(value_name = "SCENARIO", default_value = "three-node")]
     scenarios: Vec<String>,
 
+    /// Run the very cluster of this file, such as cluster.toml: its names, its addresses, what its nodes will be told
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenarios", "list"])]
+    cluster: Option<PathBuf>,
+
     /// List the scenarios of the project
     #[arg(long, conflicts_with_all = ["plan", "keep"])]
     list: bool,
@@ -124,8 +128,15 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         ui: &context.ui,
         threads: super::threads(None),
     };
-    let mut scenarios: Vec<Scenario> =
-        args.scenarios.iter().map(|name| Scenario::load(&project.dir, name)).collect::<Result<_>>()?;
+    let mut scenarios: Vec<Scenario> = match &args.cluster {
+        Some(file) => {
+            let cluster = super::cluster::read(context, Some(file))?;
+            vec![crate::cluster::scenario::scenario(&cluster, &project.machines.keys().cloned().collect())?]
+        }
+        None => {
+            args.scenarios.iter().map(|name| Scenario::load(&project.dir, name)).collect::<Result<_>>()?
+        }
+    };
     if args.short {
         scenarios.iter_mut().for_each(Scenario::leave_out_long);
     }

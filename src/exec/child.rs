@@ -97,6 +97,7 @@ impl Child {
             .env("LC_ALL", "C.UTF-8")
             .env("TZ", "UTC")
             .env("PATH", "/usr/bin:/bin:/usr/sbin:/sbin")
+            .envs(std::env::vars_os().filter(|_| command.as_person))
             .envs(command.env.iter().map(|(name, value)| (name, value)))
             .process_group(0)
             .stdin(stdin)

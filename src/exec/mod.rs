@@ -3,7 +3,8 @@
 //! A [`Tool`] is a program, of the host ([`Tool::host`], for judges in tests) or out of a tree of unpacked packages
 //! ([`Tool::from_tree`], for the product). A [`Command`] is one call of it and promises:
 //!
-//! - the environment is `LC_ALL=C.UTF-8`, `TZ=UTC`, a fixed `PATH` and what [`Command::env`] adds; stdin is empty;
+//! - the environment is `LC_ALL=C.UTF-8`, `TZ=UTC`, a fixed `PATH` and what [`Command::env`] adds; stdin is empty; a program of the
+//!   person who started kiln has that person's environment ([`Command::as_person`]);
 //! - the child has its own process group, so Ctrl-C at the terminal reaches kiln alone, and the whole group is killed when kiln ends
 //!   or the [`Child`] is dropped, even by SIGKILL (see [`crate::sys::die_with_parent`]);
 //! - an error carries the command line, quoted for pasting into a shell, and the last [`STDERR_TAIL`] bytes of stderr.
@@ -225,6 +226,7 @@ impl Tool {
             folder: None,
             limit: None,
             stdout: None,
+            as_person: false,
         }
     }
 }
@@ -242,6 +244,7 @@ pub struct Command {
     folder: Option<PathBuf>,
     limit: Option<Duration>,
     stdout: Option<PathBuf>,
+    as_person: bool,
 }
 
 impl Command {
@@ -263,6 +266,14 @@ impl Command {
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Gives it kiln's own environment, as the person who started kiln has it: for programs of that person, such as one that knows a
+    /// secret by an agent's socket. None of it is shown in a command line.
+    #[must_use]
+    pub fn as_person(mut self) -> Self {
+        self.as_person = true;
         self
     }
 

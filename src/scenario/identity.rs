@@ -22,15 +22,15 @@ pub struct Identity {
     pub uuid: Uuid,
     /// Its network cards.
     pub nics: Vec<Nic>,
-    /// A line of authorized_keys(5) for root; without one sshd does not start.
-    pub ssh_key: Option<String>,
+    /// Lines of authorized_keys(5) for root; without one sshd does not start.
+    pub ssh_keys: Vec<String>,
 }
 
 /// A network card, known by its hardware address: names such as `enp0s3` depend on the machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
-    /// As in `52:54:00:00:00:01`.
-    pub mac: String,
+    /// As in `52:54:00:00:00:01`; without it, every wired card is meant.
+    pub mac: Option<String>,
     /// How it gets its address.
     pub address: Address,
     /// The largest packet in bytes, if it is not the card's own.
@@ -48,12 +48,12 @@ pub enum Address {
         prefix: u8,
         /// The default route.
         gateway: Option<Ipv4Addr>,
-        /// The name server.
-        dns: Option<Ipv4Addr>,
+        /// Name servers.
+        dns: Vec<Ipv4Addr>,
         /// The domain in which short names are looked up.
         domain: Option<String>,
-        /// The time server, for systemd-timesyncd.
-        ntp: Option<Ipv4Addr>,
+        /// Time servers, for systemd-timesyncd.
+        ntp: Vec<Ipv4Addr>,
     },
     /// From a DHCP server, with route, name server, domain and time server.
     Dhcp,
@@ -89,8 +89,8 @@ pub fn credentials(identity: &Identity) -> Result<Vec<(String, Vec<u8>)>, Failur
         ("system.machine_id".to_owned(), identity.uuid.simple().to_string()),
     ];
     for (index, nic) in identity.nics.iter().enumerate() {
-        if !is_mac(&nic.mac) {
-            return refuse(format!("`{}` is no hardware address, write 52:54:00:12:34:56", nic.mac));
+        if let Some(mac) = nic.mac.as_deref().filter(|mac| !is_mac(mac)) {
+            return refuse(format!("`{mac}` is no hardware address, write 52:54:00:12:34:56"));
         }
         if let Address::Static { prefix, domain, .. } = &nic.address {
             if *prefix > 32 {
@@ -102,11 +102,11 @@ pub fn credentials(identity: &Identity) -> Result<Vec<(String, Vec<u8>)>, Failur
         }
         list.push((format!("network.network.50-nic{index}"), network(nic)));
     }
-    if let Some(key) = &identity.ssh_key {
-        if key.trim().is_empty() || key.contains(char::is_control) {
-            return refuse("the ssh key must be one line of authorized_keys".to_owned());
-        }
-        list.push(("ssh.authorized_keys.root".to_owned(), format!("{key}\n")));
+    if identity.ssh_keys.iter().any(|key| key.trim().is_empty() || key.contains(char::is_control)) {
+        return refuse("an ssh key must be one line of authorized_keys".to_owned());
+    }
+    if !identity.ssh_keys.is_empty() {
+        list.push(("ssh.authorized_keys.root".to_owned(), identity.ssh_keys.join("\n") + "\n"));
     }
     Ok(list.into_iter().map(|(name, text)| (name, text.into_bytes())).collect())
 }
@@ -114,7 +114,11 @@ pub fn credentials(identity: &Identity) -> Result<Vec<(String, Vec<u8>)>, Failur
 /// The systemd.network(5) file of a card. `Type=ether` leaves out what is made on top of the card with its address, such as a VLAN.
 /// Nobody in a scenario advertises IPv6 routers, so nobody waits for one.
 fn network(nic: &Nic) -> String {
-    let mut text = format!("[Match]\nType=ether\nMACAddress={}\n", nic.mac);
+    let mut text = match &nic.mac {
+        Some(mac) => format!("[Match]\nType=ether\nMACAddress={mac}\n"),
+        // As the image's own 90-dhcp.network has it: what a CNI makes is named otherwise.
+        None => "[Match]\nType=ether\nName=en* eth*\n".to_owned(),
+    };
     if let Some(mtu) = nic.mtu {
         text.push_str(&format!("\n[Link]\nMTUBytes={mtu}\n"));
     }
@@ -123,8 +127,8 @@ fn network(nic: &Nic) -> String {
         Address::Dhcp => text.push_str("DHCP=ipv4\n\n[DHCPv4]\nUseDomains=yes\n"),
         Address::Static { address, prefix, gateway, dns, domain, ntp } => {
             text.push_str(&format!("Address={address}/{prefix}\n"));
-            for (key, value) in [("Gateway", gateway), ("DNS", dns), ("NTP", ntp)] {
-                if let Some(value) = value {
+            for (key, values) in [("Gateway", gateway.as_slice()), ("DNS", dns), ("NTP", ntp)] {
+                for value in values {
                     text.push_str(&format!("{key}={value}\n"));
                 }
             }
@@ -166,20 +170,20 @@ mod tests {
             uuid: machine_uuid("three-node", "agent-1"),
             nics: vec![
                 Nic {
-                    mac: "52:54:00:00:00:01".to_owned(),
+                    mac: Some("52:54:00:00:00:01".to_owned()),
                     address: Address::Static {
                         address: Ipv4Addr::new(10, 77, 0, 12),
                         prefix: 24,
                         gateway: Some(Ipv4Addr::new(10, 77, 0, 1)),
-                        dns: Some(Ipv4Addr::new(10, 77, 0, 1)),
+                        dns: vec![Ipv4Addr::new(10, 77, 0, 1)],
                         domain: Some("cluster.test".to_owned()),
-                        ntp: Some(Ipv4Addr::new(10, 77, 0, 1)),
+                        ntp: vec![Ipv4Addr::new(10, 77, 0, 1)],
                     },
                     mtu: Some(9000),
                 },
-                Nic { mac: "52:54:00:00:00:02".to_owned(), address: Address::Dhcp, mtu: None },
+                Nic { mac: Some("52:54:00:00:00:02".to_owned()), address: Address::Dhcp, mtu: None },
             ],
-            ssh_key: Some("ssh-ed25519 AAAA test".to_owned()),
+            ssh_keys: vec!["ssh-ed25519 AAAA test".to_owned()],
         }
     }
 
@@ -209,9 +213,11 @@ mod tests {
         };
         assert!(with(|n| n.name = "a\nb".to_owned()).contains("no host name"));
         assert!(with(|n| n.name = "-a".to_owned()).contains("no host name"));
-        assert!(with(|n| n.nics[0].mac = "52:54:00:00:00".to_owned()).contains("no hardware address"));
-        assert!(with(|n| n.nics[1].mac = "52:54:00:00:00:1\n".to_owned()).contains("no hardware address"));
-        assert!(with(|n| n.ssh_key = Some("a\nb".to_owned())).contains("one line"));
+        assert!(with(|n| n.nics[0].mac = Some("52:54:00:00:00".to_owned())).contains("no hardware address"));
+        assert!(
+            with(|n| n.nics[1].mac = Some("52:54:00:00:00:1\n".to_owned())).contains("no hardware address")
+        );
+        assert!(with(|n| n.ssh_keys = vec!["a\nb".to_owned()]).contains("one line"));
         let prefix = |n: &mut Identity| {
             if let Address::Static { prefix, .. } = &mut n.nics[0].address {
                 *prefix = 33;

@@ -72,6 +72,8 @@ pub(super) fn make<'a>(
             credentials.extend(super::shell::credentials());
         }
         let own = node.credentials.iter().map(|(name, text)| (name.clone(), text.clone().into_bytes()));
+        // A scenario of a real cluster brings what its nodes are told of their network.
+        credentials.retain(|(name, _)| !node.credentials.contains_key(name));
         credentials.extend(own);
         let screen =
             |step: &spec::Step| matches!(step.action, Action::Screenshot(_)) && step.on.has(&node.name);
@@ -135,19 +137,19 @@ fn identity(scenario: &Scenario, node: &spec::Node) -> Result<Vec<(String, Vec<u
                 address: v4(ip)?,
                 prefix,
                 gateway: served(|serves| serves.router),
-                dns: served(|serves| serves.dns),
+                dns: served(|serves| serves.dns).into_iter().collect(),
                 domain: served(|serves| serves.dns).map(|_| DOMAIN.to_owned()),
-                ntp: served(|serves| serves.ntp),
+                ntp: served(|serves| serves.ntp).into_iter().collect(),
             },
         };
         let mtu = scenario.networks.get(&nic.network).map(|network| network.mtu).filter(|mtu| *mtu != 1500);
-        Some(identity::Nic { mac: nic.mac.to_string(), address, mtu: mtu.map(u32::from) })
+        Some(identity::Nic { mac: Some(nic.mac.to_string()), address, mtu: mtu.map(u32::from) })
     });
     identity::credentials(&Identity {
         name: node.name.to_string(),
         uuid: node.uuid,
         nics: nics.collect(),
-        ssh_key: None,
+        ssh_keys: Vec::new(),
     })
 }
 

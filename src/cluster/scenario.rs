@@ -1,0 +1,311 @@
+//! `kiln test --cluster`: a scenario of a real cluster, with its names, its addresses and the credentials that its nodes will be given.
+//!
+//! What stands beside the cluster is played by machines with the profile `edge`: one has the gateways of all networks and routes
+//! between them, serves time, and gives addresses to nodes that ask for one; others stand where the NFS server and the router of BGP
+//! do. Secrets stay where they are: the scenario has a token of its own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use serde_json::json;
+
+use super::credentials::plain;
+use crate::error::{Failure, Kind};
+use crate::scenario::spec::Scenario;
+use crate::spec::Role;
+use crate::spec::cluster::{Cluster, Network};
+
+/// What nodes join by in the scenario.
+const TOKEN: &str = "of-this-scenario-alone";
+/// K3s' control plane and SQLite beside pods.
+const SERVER_MEMORY: &str = "3GiB";
+const AGENT_MEMORY: &str = "2GiB";
+/// Where `edge` may export from.
+const EXPORTS: &str = "/srv/";
+
+/// The scenario of `cluster`, named as it. `machines` are the profiles that are no product.
+///
+/// # Errors
+/// [`Kind::Input`]: no place for the machine that stands for the gateway, or DHCP on more than one network. [`Kind::Internal`]: what was made is no scenario.
+pub fn scenario(cluster: &Cluster, machines: &BTreeSet<String>) -> Result<Scenario> {
+    let text = text(cluster)?;
+    let file = format!("the scenario of {}", cluster.file);
+    Scenario::parse(&cluster.name, &file, &text, machines).map_err(|error| {
+        let failure = Failure::new(Kind::Internal, format!("{file} is none")).because(error);
+        failure.into()
+    })
+}
+
+/// A machine beside the cluster.
+#[derive(Default)]
+struct Beside {
+    /// Networks and its addresses there.
+    nics: BTreeMap<String, Ipv4Addr>,
+    /// Lines below `serves`.
+    serves: BTreeMap<&'static str, String>,
+}
+
+/// The text of the scenario, as a person would have written it.
+fn text(cluster: &Cluster) -> Result<String, Failure> {
+    let mut out = String::new();
+    let nodes = cluster.nodes.len();
+    let _ = writeln!(
+        out,
+        "schema = 1\ndescription = {}\nlimit = \"25min\"\n",
+        json!(format!(
+            "the cluster {} of {}: its {nodes} nodes come up, join and reach each other",
+            cluster.name, cluster.file
+        ))
+    );
+    for network in cluster.networks.values().filter(|network| used(cluster, network)) {
+        let _ = writeln!(out, "[network.{}]\nsubnet = \"{}\"\n", network.name, network.subnet);
+    }
+    for node in cluster.nodes.values() {
+        let memory = if node.role == Role::Server { SERVER_MEMORY } else { AGENT_MEMORY };
+        let address = node.address().map_or("dhcp".to_owned(), |address| address.to_string());
+        let mac = node.mac.map(|mac| format!(", mac = \"{mac}\"")).unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "[node.{}]\nprofile = {}\nmemory = \"{memory}\"\nnics = [{{ network = \"{}\", address = \"{address}\"{mac} }}]",
+            node.name,
+            json!(node.profile),
+            node.network
+        );
+        let _ = writeln!(out, "[node.{}.credentials]\n\"k3s.token\" = \"{TOKEN}\"", node.name);
+        for credential in plain(cluster, node)? {
+            // The engine derives these two from the same names.
+            if ["system.hostname", "system.machine_id"].contains(&credential.name.as_str()) {
+                continue;
+            }
+            let value = String::from_utf8_lossy(credential.value.expose());
+            let _ = writeln!(out, "{} = {}", json!(credential.name), json!(value));
+        }
+        out.push('\n');
+    }
+    for (name, machine) in beside(cluster)? {
+        let nics = machine.nics.iter().map(|(n, a)| format!("{{ network = \"{n}\", address = \"{a}\" }}"));
+        let nics: Vec<String> = nics.collect();
+        let _ = writeln!(
+            out,
+            "[node.{name}]\nprofile = \"edge\"\nnics = [{}]\n[node.{name}.serves]",
+            nics.join(", ")
+        );
+        for (key, value) in &machine.serves {
+            let _ = writeln!(out, "{key} = {value}");
+        }
+        out.push('\n');
+    }
+    steps(cluster, &mut out);
+    Ok(out)
+}
+
+fn used(cluster: &Cluster, network: &Network) -> bool {
+    cluster.nodes.values().any(|node| node.network == network.name)
+}
+
+/// The machines beside the cluster, by name.
+fn beside(cluster: &Cluster) -> Result<BTreeMap<String, Beside>, Failure> {
+    let mut taken: BTreeSet<Ipv4Addr> = cluster.nodes.values().filter_map(|node| node.address()).collect();
+    taken.extend(cluster.networks.values().filter_map(|network| network.gateway));
+    taken.extend(cluster.nfs.as_ref().map(|nfs| nfs.server));
+    taken.extend(cluster.bgp.as_ref().map(|bgp| bgp.peer));
+    let mut machines: BTreeMap<String, Beside> = BTreeMap::new();
+    let mut edge = Beside::default();
+    edge.serves.insert("ntp", "true".to_owned());
+    edge.serves.insert("dns", "true".to_owned());
+    edge.serves.insert("router", "true".to_owned());
+    for network in cluster.networks.values().filter(|network| used(cluster, network)) {
+        let own = match network.gateway {
+            Some(gateway) => gateway,
+            None => free(network, &taken)?,
+        };
+        taken.insert(own);
+        edge.nics.insert(network.name.to_string(), own);
+        let asks = |n: &&crate::spec::cluster::Node| n.network == network.name && n.address().is_none();
+        let asking = cluster.nodes.values().filter(asks).count();
+        if asking == 0 {
+            continue;
+        }
+        let lease = lease(network, &taken, asking)?;
+        if edge.serves.insert("dhcp", lease).is_some() {
+            let text = "nodes of two networks ask for their addresses, and in QEMU they are given on one network only";
+            return Err(Failure::new(Kind::Input, text).hint("write the addresses of those of one network"));
+        }
+    }
+    machines.insert(name(cluster, &machines, "edge"), edge);
+    // An export that edge cannot have, or a server that is in no network of the nodes, is left out.
+    if let Some(nfs) = cluster.nfs.as_ref().filter(|nfs| nfs.path.starts_with(EXPORTS)) {
+        serve(cluster, &mut machines, nfs.server, "nfs", json!([nfs.path]).to_string());
+    }
+    if let Some(bgp) = &cluster.bgp {
+        let line = format!("{{ asn = {}, peer_asn = {} }}", bgp.peer_asn, bgp.asn);
+        serve(cluster, &mut machines, bgp.peer, "bgp", line);
+    }
+    Ok(machines)
+}
+
+/// Lets the machine at `address` serve something: one that is there already, or a new one named as what it serves.
+fn serve(
+    cluster: &Cluster,
+    machines: &mut BTreeMap<String, Beside>,
+    address: Ipv4Addr,
+    what: &'static str,
+    line: String,
+) {
+    if let Some(machine) = machines.values_mut().find(|machine| machine.nics.values().any(|a| *a == address))
+    {
+        machine.serves.insert(what, line);
+        return;
+    }
+    let networks = cluster.networks.values().filter(|network| used(cluster, network));
+    let Some(network) = networks.into_iter().find(|network| network.subnet.contains(&address)) else {
+        return;
+    };
+    let mut machine = Beside::default();
+    machine.nics.insert(network.name.to_string(), address);
+    machine.serves.insert(what, line);
+    machines.insert(name(cluster, machines, what), machine);
+}
+
+/// A name that no node has.
+fn name(cluster: &Cluster, machines: &BTreeMap<String, Beside>, wanted: &str) -> String {
+    let free = |name: &String| !cluster.nodes.contains_key(name.as_str()) && !machines.contains_key(name);
+    let numbered = (2..).map(|n| format!("{wanted}-{n}"));
+    std::iter::once(wanted.to_owned()).chain(numbered).find(free).unwrap_or_default()
+}
+
+/// The first address of a network that nobody has.
+fn free(network: &Network, taken: &BTreeSet<Ipv4Addr>) -> Result<Ipv4Addr, Failure> {
+    network.subnet.hosts().find(|address| !taken.contains(address)).ok_or_else(|| full(network))
+}
+
+fn full(network: &Network) -> Failure {
+    let text = format!(
+        "the network `{}` ({}) has no address left for a machine beside it",
+        network.name, network.subnet
+    );
+    Failure::new(Kind::Input, text).hint("write a larger `subnet`")
+}
+
+/// A range of so many addresses in a row that nobody has, as `serves.dhcp`; the last ones, where people seldom put anything.
+fn lease(network: &Network, taken: &BTreeSet<Ipv4Addr>, count: usize) -> Result<String, Failure> {
+    let mut row: Vec<Ipv4Addr> = Vec::new();
+    for bits in (u32::from(network.subnet.network()) + 1..u32::from(network.subnet.broadcast())).rev() {
+        let address = Ipv4Addr::from(bits);
+        if taken.contains(&address) {
+            row.clear();
+            continue;
+        }
+        row.push(address);
+        if row.len() == count
+            && let (Some(last), Some(first)) = (row.first(), row.last())
+        {
+            return Ok(format!("{{ network = \"{}\", range = [\"{first}\", \"{last}\"] }}", network.name));
+        }
+    }
+    Err(full(network))
+}
+
+/// What is proven: the nodes come up, join under their names and addresses, and pods on each reach those on all others.
+fn steps(cluster: &Cluster, out: &mut String) {
+    let Some(server) = cluster.first_server().map(|node| node.name.as_str()) else { return };
+    let count = cluster.nodes.len();
+    let expected: Vec<String> = cluster
+        .nodes
+        .values()
+        .filter_map(|node| Some(format!("{} {}", node.name, node.address()?)))
+        .collect();
+    let labels: Vec<String> = cluster
+        .nodes
+        .values()
+        .flat_map(|node| {
+            node.labels.iter().map(|(key, value)| {
+                format!("kubectl get nodes -l '{key}={value}' -o name | grep -qx 'node/{}'", node.name)
+            })
+        })
+        .collect();
+    let _ = write!(
+        out,
+        r#"[[step]]
+name = "all machines come up with no failed unit"
+on = "every"
+ready = true
+limit = "5min"
+
+[[step]]
+name = "{count} nodes are Ready"
+on = ["{server}"]
+run = """
+kubectl get nodes -o wide
+test "$(kubectl get nodes --no-headers | grep -cw Ready)" = {count}
+"""
+until = true
+limit = "3min"
+
+[[step]]
+name = "they have the addresses and labels of the real ones"
+on = ["{server}"]
+run = '''
+kubectl get nodes -o 'jsonpath={{range .items[*]}}{{.metadata.name}} {{.status.addresses[0].address}}{{"\n"}}{{end}}' >/run/addresses
+cat /run/addresses
+{}
+{}
+'''
+limit = "30s"
+
+[[step]]
+name = "a pod on each node is asked for"
+on = ["{server}"]
+run = '''
+cat >/run/web.yaml <<'END'
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {{ name: web }}
+spec:
+  selector: {{ matchLabels: {{ app: web }} }}
+  template:
+    metadata: {{ labels: {{ app: web }} }}
+    spec:
+      terminationGracePeriodSeconds: 1
+      tolerations: [{{ operator: Exists }}]
+      containers:
+        - name: web
+          image: kiln.invalid/toolbox:1
+          imagePullPolicy: Never
+          command: [sh, -c, 'mkdir -p /tmp/www; echo "$NODE" >/tmp/www/node; exec httpd -f -p 8080 -h /tmp/www']
+          env: [{{ name: NODE, valueFrom: {{ fieldRef: {{ fieldPath: spec.nodeName }} }} }}]
+END
+kubectl apply -f /run/web.yaml
+kubectl rollout status daemonset/web --timeout 240s
+'''
+limit = "5min"
+
+[[step]]
+name = "every pod reaches every other"
+on = ["{server}"]
+run = '''
+kubectl get pods -l app=web -o 'jsonpath={{range .items[*]}}{{.metadata.name}} {{.status.podIP}}{{"\n"}}{{end}}' >/run/web
+test "$(grep -c . /run/web)" = {count}
+addresses=$(cut -d ' ' -f 2 /run/web | tr '\n' ' ')
+for pod in $(cut -d ' ' -f 1 /run/web); do
+  kubectl exec "$pod" -- sh -ec "for address in $addresses; do wget -qO- -T 20 http://\$address:8080/node; done"
+done
+'''
+until = true
+limit = "3min"
+
+[[step]]
+name = "at the end no unit has failed anywhere"
+on = "every"
+check = "units"
+"#,
+        expected
+            .iter()
+            .map(|line| format!("grep -qx '{line}' /run/addresses"))
+            .collect::<Vec<_>>()
+            .join("\n"),
+        labels.join("\n"),
+    );
+}
