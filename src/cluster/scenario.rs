@@ -309,3 +309,101 @@ check = "units"
         labels.join("\n"),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::qemu::accel::Accel;
+    use crate::scenario::check::{check, host::Host};
+    use crate::spec::Project;
+    use crate::spec::cluster::Cluster;
+    use std::path::Path;
+
+    const HOMELAB: &str = r#"
+        schema = 1
+        name = "homelab"
+        [network.lan]
+        subnet = "192.168.50.0/24"
+        gateway = "192.168.50.1"
+        dns = ["192.168.50.1"]
+        [network.far]
+        subnet = "192.168.3.0/24"
+        gateway = "192.168.3.1"
+        [node.server]
+        role = "server"
+        mac = "bc:24:11:00:00:10"
+        address = "192.168.50.100"
+        [node.agent-1]
+        role = "agent"
+        address = "192.168.50.111"
+        labels = { "example.org/rack" = "a" }
+        [node.agent-2]
+        role = "agent"
+        mac = "bc:24:11:00:00:12"
+        address = "192.168.3.100"
+        [nfs]
+        server = "192.168.50.20"
+        path = "/srv/nfs/k8s"
+        [bgp]
+        asn = 64512
+        peer = "192.168.50.1"
+        peer-asn = 64513
+        [secret]
+        token = { env = "KILN_NO_SUCH_SECRET" }
+    "#;
+
+    fn made(text: &str) -> (Project, Cluster, Scenario) {
+        let project = Project::load(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+        let cluster = Cluster::parse("cluster.toml", text, Path::new("/nowhere"), &project).unwrap();
+        let scenario = scenario(&cluster, &project.machines.keys().cloned().collect()).unwrap();
+        (project, cluster, scenario)
+    }
+
+    #[test]
+    fn the_nodes_have_their_names_addresses_and_cards_and_are_told_what_real_ones_are() {
+        let (_, cluster, scenario) = made(HOMELAB);
+        for node in cluster.nodes.values() {
+            let machine = &scenario.nodes[&node.name];
+            assert_eq!(machine.address_on(&node.network), node.address().map(Into::into));
+            assert!(node.mac.is_none_or(|mac| machine.nics[0].mac == mac));
+            for credential in plain(&cluster, node).unwrap() {
+                let value = String::from_utf8(credential.value.expose().to_vec()).unwrap();
+                match credential.name.as_str() {
+                    "system.hostname" => assert_eq!(value, node.name.as_str()),
+                    "system.machine_id" => assert_eq!(value, machine.uuid.simple().to_string()),
+                    name => assert_eq!(machine.credentials[name], value, "{name}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_beside_the_nodes_stands_at_its_addresses() {
+        let (_, _, scenario) = made(HOMELAB);
+        let edge = &scenario.nodes["edge"];
+        assert_eq!(edge.address_on("lan"), Some(Ipv4Addr::new(192, 168, 50, 1).into()));
+        assert_eq!(edge.address_on("far"), Some(Ipv4Addr::new(192, 168, 3, 1).into()));
+        let serves = edge.serves.as_ref().unwrap();
+        assert!(serves.router && serves.bgp.is_some_and(|bgp| (bgp.asn, bgp.peer_asn) == (64513, 64512)));
+        assert_eq!(scenario.nodes["nfs"].address_on("lan"), Some(Ipv4Addr::new(192, 168, 50, 20).into()));
+        assert_eq!(scenario.nodes["nfs"].serves.as_ref().unwrap().nfs, ["/srv/nfs/k8s"]);
+    }
+
+    #[test]
+    fn it_fits_the_project_and_a_machine_that_is_large_enough() {
+        let (project, _, scenario) = made(HOMELAB);
+        let host = Host { memory: 64 << 30, space: 64 << 30, cpus: 8, folder: "/tmp".into() };
+        check(&scenario, &project, Path::new("/nowhere"), &host, Accel::Kvm, 0).unwrap();
+    }
+
+    #[test]
+    fn a_node_that_asks_for_its_address_gets_one_that_nobody_has() {
+        let text = HOMELAB.replace("\"192.168.50.111\"", "\"dhcp\"\nnetwork = \"lan\"");
+        let (_, _, scenario) = made(&text);
+        let dhcp = scenario.nodes["edge"].serves.as_ref().unwrap().dhcp.clone().unwrap();
+        assert_eq!(
+            (dhcp.first, dhcp.last),
+            (Ipv4Addr::new(192, 168, 50, 254).into(), Ipv4Addr::new(192, 168, 50, 254).into())
+        );
+    }
+}

@@ -149,7 +149,7 @@ pub(super) fn is_label(text: &str) -> bool {
 }
 
 /// Whether `text` is a domain without a dot at its end.
-pub(super) fn is_domain(text: &str) -> bool {
+pub(crate) fn is_domain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(is_label)
 }
 
