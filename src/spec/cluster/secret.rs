@@ -49,9 +49,12 @@ pub(super) fn mask(text: &str) -> String {
     }
     let mut bytes = text.as_bytes().to_vec();
     for span in spans {
-        // Between the quotes: a string of another kind of quotes begins with the first byte that is none.
         let Some(part) = bytes.get_mut(span) else { continue };
-        for byte in part.iter_mut().filter(|byte| !b"\"'\n\r".contains(byte)) {
+        // Between the quotes, of which there are three for a text of several lines. Quotes within are masked as the rest is.
+        let long = part.starts_with(b"\"\"\"") || part.starts_with(b"'''");
+        let quotes = if long { 3 } else { 1 };
+        let end = part.len().saturating_sub(quotes);
+        for byte in part.iter_mut().take(end).skip(quotes).filter(|byte| !b"\n\r".contains(byte)) {
             *byte = b'*';
         }
     }
