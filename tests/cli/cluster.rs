@@ -131,7 +131,7 @@ fn all_mistakes_are_told_at_once_in_the_order_of_the_file() {
     env.edit("project/cluster.toml", "192.168.50.111", "192.168.50.255");
     env.edit("project/cluster.toml", "name = \"homelab\"", "name = \"home lab\"");
     let run = env.kiln(&["cluster", "check"]).fails(1, &["3 things are wrong"]);
-    let places: Vec<Option<usize>> = ["home lab", "broadcast", "is the hardware address"]
+    let places: Vec<Option<usize>> = ["home lab", "is the hardware address", "broadcast"]
         .iter()
         .map(|words| run.stderr.find(words))
         .collect();
