@@ -225,6 +225,15 @@ impl Machine {
         })
     }
 
+    /// The name in sysfs of the device at `path`, whatever link that is.
+    pub fn resolve(&self, path: &Path) -> Option<String> {
+        let below = self.path("").join(path.strip_prefix("/").unwrap_or(path));
+        let real = fs::canonicalize(below).ok()?;
+        let root = fs::canonicalize(self.path("")).ok()?;
+        let name = real.strip_prefix(root.join("dev")).ok()?.to_str()?.replace('/', "!");
+        self.path("sys/class/block").join(&name).exists().then_some(name)
+    }
+
     /// The disk on which the partition `name` lies, if it is one.
     pub fn disk_of_partition(&self, name: &str) -> Option<String> {
         let link = fs::canonicalize(self.path("sys/class/block").join(name)).ok()?;

@@ -9,12 +9,17 @@
 //! journal, receipt                     [journal], [receipt]
 //! ```
 
+pub mod claim;
 pub mod device;
 mod esp;
+pub mod job;
 pub mod journal;
 mod layout;
 mod medium;
 mod probe;
+pub mod proof;
+pub mod receipt;
+pub mod signature;
 mod source;
 mod write;
 

@@ -22,7 +22,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::esp;
 use super::journal::Journal;
@@ -85,7 +85,7 @@ pub struct Options<'a> {
 }
 
 /// What was done to a disk.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Written {
     /// Bytes that were sent to the device.
     pub written: u64,

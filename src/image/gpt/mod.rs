@@ -191,6 +191,12 @@ impl Table {
     }
 }
 
+/// A disk with three partitions, for tests of those who read disks.
+#[cfg(test)]
+pub(crate) fn tests_disk() -> Vec<u8> {
+    tests::disk(&tests::table(512))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
