@@ -43,6 +43,8 @@ const CHUNK: usize = 4 << 20;
 const AHEAD: usize = 4;
 /// What is read back while more is written lies so far behind that no page cache and no small cache of the device has it.
 const LAG: u64 = 64 << 20;
+/// Every so-manieth of these is read again in the end: what is written later must not fall onto it.
+const AGAIN: u64 = 8;
 /// How often what was written is flushed and noted in the journal.
 const MARK: Duration = Duration::from_secs(2);
 /// What is made zero at the end of the disk: the backup table, and labels that RAID and ZFS keep there.
@@ -421,6 +423,7 @@ fn follow(
 ) -> Result<(u64, VecDeque<Extent>), Failure> {
     let mut buffer = Aligned::new(CHUNK);
     let (mut queue, mut queued, mut verified) = (VecDeque::<Extent>::new(), 0, 0);
+    let (mut again, mut count) = (VecDeque::new(), 0);
     for extent in written {
         queued += extent.length;
         queue.push_back(extent);
@@ -429,9 +432,14 @@ fn follow(
             check(medium, name, &oldest, &mut buffer).inspect_err(|_| bad.store(true, Ordering::Relaxed))?;
             queued -= oldest.length;
             verified += oldest.length;
+            if count % AGAIN == 0 {
+                again.push_back(oldest);
+            }
+            count += 1;
         }
     }
-    Ok((verified, queue))
+    again.append(&mut queue);
+    Ok((verified, again))
 }
 
 /// The thread that reads the image and cuts it.

@@ -328,7 +328,7 @@ fn short_writes_and_reads_are_gone_on_with() {
 #[test]
 fn every_bad_byte_is_found_and_the_disk_does_not_boot() {
     // In the ESP, in zeros, in the root, in the table at the end, in the table at the beginning.
-    for at in [20 * MIB + 5, 90 * MIB - 11 * MIB + 7, 73 * MIB + 1, 150 * MIB - 500, 600] {
+    for at in [20 * MIB + 5, 69 * MIB + 7, 73 * MIB + 1, 150 * MIB - 500, 600] {
         for overlap in [false, true] {
             let disk = Fake { discards: None, zeroes: false, ..Fake::new(150 * MIB, Fault::Bit(at)) };
             let error = run(&disk, &Options { overlap, ..Options::default() }).unwrap_err();
@@ -368,12 +368,14 @@ fn a_disk_that_keeps_nothing_and_disks_that_lie_about_their_size_are_found_at_on
 #[test]
 fn the_power_may_go_at_any_moment_and_the_disk_boots_nothing_or_everything() {
     let folder = tempfile::tempdir().unwrap();
-    let whole = Fake::new(150 * MIB, Fault::None);
+    // One that must be written in full.
+    let new = |fault| Fake { discards: None, zeroes: false, ..Fake::new(150 * MIB, fault) };
+    let whole = new(Fault::None);
     run(&whole, &Options::default()).unwrap();
     let writes = whole.state().writes;
     assert!(writes > 10);
     for number in 1..writes + 2 {
-        let disk = Fake::new(150 * MIB, Fault::Cut(number));
+        let disk = new(Fault::Cut(number));
         let mut journal = Journal::open(folder.path(), &format!("disk {number}"), false).unwrap();
         let result = write(&disk, "d", source(), &Options::default(), &mut journal, &Nobody);
         if number >= writes {
@@ -464,12 +466,12 @@ fn state_stays_where_it_is_and_survives_an_interrupted_run() {
 #[test]
 fn disks_without_room_or_state_are_left_alone() {
     let disk = Fake::new(60 * MIB, Fault::None);
-    let before = Digest::of(&disk.state().bytes);
     assert!(run(&disk, &Options::default()).unwrap_err().to_string().contains("is too small"));
+    assert_eq!(disk.state().writes, 0);
     let disk = Fake::new(150 * MIB, Fault::None);
     let needs = Options { least: 151 * MIB, ..Options::default() };
     assert!(run(&disk, &needs).unwrap_err().to_string().contains("second slot and /var"));
     assert!(run(&disk, &Options { keep_state: true, ..Options::default() }).unwrap_err().to_string().contains("cannot be kept"));
-    assert_eq!((disk.state().writes, before != Digest::of(&disk.state().bytes)), (0, true));
+    assert_eq!(disk.state().writes, 0);
     assert!(disk.boots());
 }

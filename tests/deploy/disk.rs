@@ -1,0 +1,131 @@
+//! Disks to write to and a small image to write.
+
+use std::collections::BTreeMap;
+use std::io::Cursor;
+use std::path::{Path, PathBuf};
+
+use kiln::image::disk::{self, Slot};
+use kiln::image::fat::{self, FileSystem};
+use kiln::image::gpt::{self, Wanted};
+use kiln::tree::TreePath;
+
+use crate::common::run::{Env, Run, command, is_root, skipped};
+
+/// A host program that is there and says yes.
+#[track_caller]
+pub(crate) fn host(program: &str, args: &[&str]) -> Run {
+    Run::of(&command(program).args(args).output().unwrap()).ok()
+}
+
+/// Whether this machine has a program.
+pub(crate) fn has(program: &str) -> bool {
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    path.split(':').any(|folder| Path::new(folder).join(program).is_file())
+}
+
+/// A loop device over a sparse file; detached when dropped.
+#[derive(Debug)]
+pub(crate) struct Loop {
+    pub(crate) path: String,
+    pub(crate) file: PathBuf,
+}
+
+impl Loop {
+    /// `None`, and said why, where there can be none.
+    pub(crate) fn new(env: &Env, name: &str, mib: u64, sector: u32) -> Option<Self> {
+        if !is_root() || !has("losetup") || !Path::new("/dev/loop-control").exists() {
+            skipped("loop devices need root, losetup and the loop driver");
+            return None;
+        }
+        let file = env.path(name);
+        let disk = fs_err::OpenOptions::new().create(true).truncate(false).write(true).open(&file).unwrap();
+        disk.set_len(mib << 20).unwrap();
+        Self::over(&file, sector)
+    }
+
+    /// Over a file that is there.
+    pub(crate) fn over(file: &Path, sector: u32) -> Option<Self> {
+        let run = host("losetup", &["--find", "--show", "--sector-size", &sector.to_string(), file.to_str().unwrap()]);
+        Some(Loop { path: run.stdout.trim().to_owned(), file: file.to_owned() })
+    }
+
+    /// As in `loop3`, which is what a person types for a disk without a serial number.
+    pub(crate) fn name(&self) -> &str {
+        self.path.strip_prefix("/dev/").unwrap()
+    }
+
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        fs_err::read(&self.file).unwrap()
+    }
+
+    /// Whether firmware would find anything to start.
+    pub(crate) fn boots(&self, sector: usize) -> bool {
+        let bytes = self.bytes();
+        let table = |at: usize| &bytes[at..at + 8] == b"EFI PART";
+        bytes[510..512] == [0x55, 0xAA] || table(sector) || table(bytes.len() - sector)
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        command("losetup").args(["--detach", &self.path]).output().ok();
+    }
+}
+
+/// A small image beside its manifest, `out/server.raw` of `env`: an ESP of 66 MiB, a hash tree with a hole, `root` MiB of noise.
+pub(crate) fn image(env: &Env, root: usize) -> PathBuf {
+    let out = env.project().join("out");
+    fs_err::create_dir_all(&out).unwrap();
+    let part = |name: &str, bytes: &[u8]| {
+        env.write(name, bytes);
+        env.path(name)
+    };
+    let mut esp = Cursor::new(vec![0; 66 << 20]);
+    let uki = (TreePath::new("EFI/Linux/kiln_20260101-abc+3.efi").unwrap(), fat::Source::Bytes(noise(5)));
+    let files = BTreeMap::from([uki]);
+    let system = FileSystem { size: 66 << 20, sector: 512, serial: 1, label: "ESP".into(), epoch: 1_700_000_000, files };
+    fat::write(&system, &mut esp).unwrap();
+    let mut hash = vec![0; 3 << 20];
+    hash[..8192].fill(7);
+    let slot = |kind, name: &str, content| Slot {
+        partition: Wanted { kind, guid: uuid::Uuid::new_v5(&kind, name.as_bytes()), name: name.into(), size: 0, attributes: 0 },
+        content,
+    };
+    let slots = [
+        slot(gpt::ESP, "esp", part("tmp/esp", esp.get_ref())),
+        slot(gpt::ROOT_VERITY_X86_64, "verity-0123", part("tmp/hash", &hash)),
+        slot(gpt::ROOT_X86_64, "root-0123", part("tmp/root", &noise(root))),
+    ];
+    let raw = out.join("server.raw");
+    let file = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&raw).unwrap();
+    let written = disk::write(uuid::Uuid::from_u128(8), 512, &slots, file.file()).unwrap();
+    let partitions: Vec<_> = written
+        .table
+        .partitions
+        .iter()
+        .map(|p| serde_json::json!({ "name": p.name, "kind": p.kind.to_string(), "guid": p.guid.to_string(), "offset": p.offset, "size": p.size }))
+        .collect();
+    let digest = written.digest.to_string();
+    let manifest = serde_json::json!({
+        "schema": 1, "kiln": "0.1.0", "profile": "server", "role": "server", "arch": "amd64", "version": "20260101-abc",
+        "epoch": 1_700_000_000, "root_hash": digest, "uki": digest, "cmdline": [], "kernel": "6.12", "modules": 0,
+        "disk": { "file": "server.raw", "size": written.table.size, "sha256": digest, "partitions": partitions },
+        "sizes": { "root": 0, "root_metadata": 0, "files": 0, "uki": 0, "initrd": 0 },
+        "packages": {}, "boot": {}, "suites": {}, "units": [], "steps": {}, "notes": [],
+    });
+    env.write("project/out/server.json", manifest.to_string());
+    raw
+}
+
+/// MiB of bytes that no file system and no compression makes small.
+pub(crate) fn noise(mib: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ mib as u64;
+    let mut bytes = Vec::with_capacity(mib << 20);
+    while bytes.len() < mib << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend(state.to_le_bytes());
+    }
+    bytes
+}
