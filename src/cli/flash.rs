@@ -113,7 +113,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         return list(context, &machine);
     }
     claim::check_words(&args.overwrite)?;
-    let cluster = (!args.node.is_empty()).then(|| super::cluster::read(context, args.cluster.as_deref())).transpose()?;
+    let cluster = (!args.node.is_empty())
+        .then(|| super::cluster::read(context, args.cluster.as_deref()))
+        .transpose()?;
     let targets = targets(context, args, cluster.as_ref())?;
     let mut orders: Vec<Order<'_>> = Vec::new();
     for target in &targets {
@@ -156,10 +158,18 @@ fn targets<'a>(context: &Context, args: &'a Args, cluster: Option<&'a Cluster>) 
     let devices: Vec<Option<&Path>> = args.device.iter().map(|device| Some(device.as_path())).collect();
     let Some(cluster) = cluster else {
         let Some(image) = &args.image else {
-            return Err(wrong("nothing says what to flash", "name a node with --node, or an image with --image and a disk with --device").into());
+            return Err(wrong(
+                "nothing says what to flash",
+                "name a node with --node, or an image with --image and a disk with --device",
+            )
+            .into());
         };
         if devices.is_empty() {
-            return Err(wrong("nothing says which disk is meant", "name it with --device; `kiln flash --list` shows all").into());
+            return Err(wrong(
+                "nothing says which disk is meant",
+                "name it with --device; `kiln flash --list` shows all",
+            )
+            .into());
         }
         return devices
             .into_iter()
@@ -179,7 +189,10 @@ fn targets<'a>(context: &Context, args: &'a Args, cluster: Option<&'a Cluster>) 
             let image = image_of(context, args, args.image.as_deref().unwrap_or(&node.profile))?;
             if image.manifest.role != Some(node.role) {
                 let role = image.manifest.role.map_or("none".to_owned(), |role| role.to_string());
-                let what = format!("{name} has the role {}, and the image {} is for {role}", node.role, image.manifest.profile);
+                let what = format!(
+                    "{name} has the role {}, and the image {} is for {role}",
+                    node.role, image.manifest.profile
+                );
                 return Err(wrong(&what, "leave --image out, or name an image of that role").into());
             }
             Ok(Target { node: Some(node), device, image })

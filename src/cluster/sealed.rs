@@ -79,13 +79,20 @@ mod tests {
     /// systemd-creds as judge, where the machine has it.
     #[test]
     fn systemd_reads_what_was_sealed() {
-        let Some(program) = ["/usr/bin/systemd-creds", "/bin/systemd-creds"].into_iter().find(|p| std::path::Path::new(p).exists())
+        let Some(program) = ["/usr/bin/systemd-creds", "/bin/systemd-creds"]
+            .into_iter()
+            .find(|p| std::path::Path::new(p).exists())
         else {
             return println!("skipped: there is no systemd-creds here");
         };
         let dir = tempfile::tempdir().unwrap();
         let long = vec![0xA5; 70_000];
-        for (name, value) in [("k3s.token", b"open-sesame" as &[u8]), ("network.network.50-nic0", b"[Match]\n"), ("a", b""), ("x", &long)] {
+        for (name, value) in [
+            ("k3s.token", b"open-sesame" as &[u8]),
+            ("network.network.50-nic0", b"[Match]\n"),
+            ("a", b""),
+            ("x", &long),
+        ] {
             let (from, to) = (dir.path().join(format!("{name}.cred")), dir.path().join("out"));
             fs_err::write(&from, seal(&credential(name, value))).unwrap();
             let read = Tool::host(program).command().arg("decrypt").arg(&from).arg(&to).run();
@@ -93,7 +100,12 @@ mod tests {
             assert!(fs_err::read(&to).unwrap() == value, "{name}");
             // The name is part of it.
             fs_err::rename(&from, dir.path().join("other.cred")).unwrap();
-            let other = Tool::host(program).command().arg("decrypt").arg(dir.path().join("other.cred")).arg(&to).run();
+            let other = Tool::host(program)
+                .command()
+                .arg("decrypt")
+                .arg(dir.path().join("other.cred"))
+                .arg(&to)
+                .run();
             assert!(other.is_err(), "{name}");
         }
     }

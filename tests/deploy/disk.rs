@@ -45,7 +45,10 @@ impl Loop {
 
     /// Over a file that is there.
     pub(crate) fn over(file: &Path, sector: u32) -> Option<Self> {
-        let run = host("losetup", &["--find", "--show", "--sector-size", &sector.to_string(), file.to_str().unwrap()]);
+        let run = host(
+            "losetup",
+            &["--find", "--show", "--sector-size", &sector.to_string(), file.to_str().unwrap()],
+        );
         Some(Loop { path: run.stdout.trim().to_owned(), file: file.to_owned() })
     }
 
@@ -83,12 +86,25 @@ pub(crate) fn image(env: &Env, root: usize) -> PathBuf {
     let mut esp = Cursor::new(vec![0; 66 << 20]);
     let uki = (TreePath::new("EFI/Linux/kiln_20260101-abc+3.efi").unwrap(), fat::Source::Bytes(noise(5)));
     let files = BTreeMap::from([uki]);
-    let system = FileSystem { size: 66 << 20, sector: 512, serial: 1, label: "ESP".into(), epoch: 1_700_000_000, files };
+    let system = FileSystem {
+        size: 66 << 20,
+        sector: 512,
+        serial: 1,
+        label: "ESP".into(),
+        epoch: 1_700_000_000,
+        files,
+    };
     fat::write(&system, &mut esp).unwrap();
     let mut hash = vec![0; 3 << 20];
     hash[..8192].fill(7);
     let slot = |kind, name: &str, content| Slot {
-        partition: Wanted { kind, guid: uuid::Uuid::new_v5(&kind, name.as_bytes()), name: name.into(), size: 0, attributes: 0 },
+        partition: Wanted {
+            kind,
+            guid: uuid::Uuid::new_v5(&kind, name.as_bytes()),
+            name: name.into(),
+            size: 0,
+            attributes: 0,
+        },
         content,
     };
     let slots = [
@@ -97,7 +113,8 @@ pub(crate) fn image(env: &Env, root: usize) -> PathBuf {
         slot(gpt::ROOT_X86_64, "root-0123", part("tmp/root", &noise(root))),
     ];
     let raw = out.join("server.raw");
-    let file = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&raw).unwrap();
+    let file =
+        fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&raw).unwrap();
     let written = disk::write(uuid::Uuid::from_u128(8), 512, &slots, file.file()).unwrap();
     let partitions: Vec<_> = written
         .table

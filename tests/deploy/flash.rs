@@ -46,7 +46,11 @@ fn same_parts(disk: &Loop, image: &Path, sector: u32, esp_too: bool) {
     let from = gpt::read_primary(&image, 512).unwrap();
     for (part, from) in table.partitions.iter().zip(&from.partitions) {
         let of = |bytes: &[u8], at: u64| bytes[at as usize..][..from.size as usize].to_vec();
-        assert!((part.kind == gpt::ESP && !esp_too) || of(&bytes, part.offset) == of(&image, from.offset), "{}", part.name);
+        assert!(
+            (part.kind == gpt::ESP && !esp_too) || of(&bytes, part.offset) == of(&image, from.offset),
+            "{}",
+            part.name
+        );
     }
 }
 
@@ -63,9 +67,18 @@ fn a_disk_of_either_sector_size_holds_the_image_and_the_judges_agree() {
         same_parts(&disk, &raw, sector, sector == 512);
         judged(&disk);
         assert_eq!(receipt["device"]["path"], disk.path.as_str());
-        assert_eq!((&receipt["device"]["sector"], &receipt["device"]["size"]), (&sector.into(), &(600_u64 << 20).into()));
-        assert_eq!(receipt["image"]["sha256"], kiln::digest::Digest::of(&fs_err::read(&raw).unwrap()).to_string());
-        assert_eq!((&receipt["proof"]["is"], &receipt["proof"]["reason"]), (&"unproven".into(), &"a test of kiln".into()));
+        assert_eq!(
+            (&receipt["device"]["sector"], &receipt["device"]["size"]),
+            (&sector.into(), &(600_u64 << 20).into())
+        );
+        assert_eq!(
+            receipt["image"]["sha256"],
+            kiln::digest::Digest::of(&fs_err::read(&raw).unwrap()).to_string()
+        );
+        assert_eq!(
+            (&receipt["proof"]["is"], &receipt["proof"]["reason"]),
+            (&"unproven".into(), &"a test of kiln".into())
+        );
         let verified = receipt["work"]["verified"].as_u64().unwrap();
         assert!(verified >= 110 << 20, "{receipt}");
         let kept = files_below(&env.path("home/.local/state/kiln"));
@@ -114,7 +127,8 @@ fn cluster(env: &Env, contract: &str) {
         ),
     );
     env.write("project/token", "open-sesame\n");
-    fs_err::set_permissions(env.path("project/token"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs_err::set_permissions(env.path("project/token"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+        .unwrap();
 }
 
 #[test]
@@ -129,7 +143,10 @@ fn a_node_gets_its_identity_and_only_a_disk_that_fits_its_contract() {
     };
     let run = node(&["--json"]).ok();
     let receipt = &run.json()[0];
-    assert_eq!((&receipt["cluster"], &receipt["node"], &receipt["role"]), (&"home".into(), &"alpha".into(), &"server".into()));
+    assert_eq!(
+        (&receipt["cluster"], &receipt["node"], &receipt["role"]),
+        (&"home".into(), &"alpha".into(), &"server".into())
+    );
     assert!(!run.text().contains("open-sesame") && !receipt.to_string().contains("open-sesame"));
     same_parts(&disk, &raw, 512, false);
     judged(&disk);
@@ -140,7 +157,8 @@ fn a_node_gets_its_identity_and_only_a_disk_that_fits_its_contract() {
         bytes
     };
     let mut reader = fat::Reader::new(Cursor::new(esp)).unwrap();
-    let names: Vec<String> = reader.list().unwrap().into_iter().filter(|n| !n.directory).map(|n| n.path).collect();
+    let names: Vec<String> =
+        reader.list().unwrap().into_iter().filter(|n| !n.directory).map(|n| n.path).collect();
     for name in ["system.hostname", "network.network.50-nic0", "k3s.config", "k3s.token"] {
         assert!(names.contains(&format!("loader/credentials/{name}.cred")), "{names:?}");
     }
@@ -267,7 +285,11 @@ fn state_survives_a_flash_that_keeps_it() {
     flash(&env, &raw, &[&disk], &[]).ok();
     // What the first boot does: /var behind the slots.
     let script = env.path("tmp/script");
-    fs_err::write(&script, "start=200MiB, size=150MiB, type=4D21B016-B534-45C2-A9FB-5C16E091FD2D, name=var\n").unwrap();
+    fs_err::write(
+        &script,
+        "start=200MiB, size=150MiB, type=4D21B016-B534-45C2-A9FB-5C16E091FD2D, name=var\n",
+    )
+    .unwrap();
     let input = fs_err::File::open(&script).unwrap().into_file();
     let run = command("sfdisk").args(["--append", "--no-reread", &disk.path]).stdin(input).output().unwrap();
     Run::of(&run).ok();

@@ -24,7 +24,8 @@ fn a_disk_that_is_in_use_is_not_written() {
         host("mkfs.ext4", &["-q", &disk.path]);
         let point = env.path("mount point");
         fs_err::create_dir(&point).unwrap();
-        if Run::of(&command("mount").args([&disk.path, point.to_str().unwrap()]).output().unwrap()).code == 0 {
+        if Run::of(&command("mount").args([&disk.path, point.to_str().unwrap()]).output().unwrap()).code == 0
+        {
             refused(&env, &disk, &yes, 6, &["it is mounted on", "mount point", "unmount it"]);
             host("umount", &[point.to_str().unwrap()]);
         } else {
@@ -49,7 +50,18 @@ fn a_disk_that_is_in_use_is_not_written() {
     refused(&env, &disk, &yes, 6, &["is in use", "another kiln"]);
     drop(holder);
     // Nothing of all this is left.
-    env.kiln(&["flash", "--image", "server", "--unproven", "a test", "--device", &disk.path, "--yes", disk.name()]).ok();
+    env.kiln(&[
+        "flash",
+        "--image",
+        "server",
+        "--unproven",
+        "a test",
+        "--device",
+        &disk.path,
+        "--yes",
+        disk.name(),
+    ])
+    .ok();
 }
 
 #[test]
@@ -61,11 +73,21 @@ fn the_disk_must_be_named_twice_and_rightly() {
     refused(&env, &disk, &["--yes", "loop999"], 1, &["--yes does not give its name"]);
     refused(&env, &disk, &["--yes", ""], 1, &["--yes does not give its name"]);
     refused(&env, &disk, &["--yes", disk.name(), "--device", &disk.path], 1, &["is meant twice"]);
-    refused(&env, &disk, &["--yes", disk.name(), "--overwrite", "lwm"], 1, &["knows no `lwm`", "did you mean `lvm`?"]);
-    for (device, word) in [("/dev/null", "is not there"), ("/dev/nothing", "is not there"), ("/etc/passwd", "is not there")] {
-        env.kiln(&["flash", "--image", "server", "--unproven", "x", "--device", device]).fails(1, &[device, word, "--list"]);
+    refused(
+        &env,
+        &disk,
+        &["--yes", disk.name(), "--overwrite", "lwm"],
+        1,
+        &["knows no `lwm`", "did you mean `lvm`?"],
+    );
+    for (device, word) in
+        [("/dev/null", "is not there"), ("/dev/nothing", "is not there"), ("/etc/passwd", "is not there")]
+    {
+        env.kiln(&["flash", "--image", "server", "--unproven", "x", "--device", device])
+            .fails(1, &[device, word, "--list"]);
     }
-    env.kiln(&["flash", "--image", "server", "--device", &disk.path]).fails(7, &["is not proven", "kiln test", "--unproven"]);
+    env.kiln(&["flash", "--image", "server", "--device", &disk.path])
+        .fails(7, &["is not proven", "kiln test", "--unproven"]);
     env.kiln(&["flash", "--image", "server", "--unproven", "x"]).fails(1, &["which disk is meant"]);
     env.kiln(&["flash"]).fails(1, &["nothing says what to flash"]);
     env.kiln(&["flash", "--image", "srver", "--device", &disk.path]).fails(1, &["did you mean `server`?"]);
@@ -93,10 +115,34 @@ fn parts_of_something_larger_are_lost_only_when_they_are_named() {
     }
     env.write("key", "a long enough key");
     let key = env.path("key");
-    host("cryptsetup", &["luksFormat", "--batch-mode", "--pbkdf-force-iterations", "1000", "--pbkdf", "pbkdf2", &disk.path, key.to_str().unwrap()]);
+    host(
+        "cryptsetup",
+        &[
+            "luksFormat",
+            "--batch-mode",
+            "--pbkdf-force-iterations",
+            "1000",
+            "--pbkdf",
+            "pbkdf2",
+            &disk.path,
+            key.to_str().unwrap(),
+        ],
+    );
     let yes = ["--yes", disk.name()];
     refused(&env, &disk, &yes, 6, &["locked by LUKS", "--overwrite luks"]);
     refused(&env, &disk, &[&yes[..], &["--overwrite", "lvm"]].concat(), 6, &["locked by LUKS"]);
-    let run = ["flash", "--image", "server", "--unproven", "x", "--device", &disk.path, "--overwrite", "luks", "--yes", disk.name()];
+    let run = [
+        "flash",
+        "--image",
+        "server",
+        "--unproven",
+        "x",
+        "--device",
+        &disk.path,
+        "--overwrite",
+        "luks",
+        "--yes",
+        disk.name(),
+    ];
     env.kiln(&run).ok();
 }

@@ -16,7 +16,12 @@ const NAMES: [(&str, &str); 6] = [
 ];
 
 fn judged(file: &str) -> Option<String> {
-    let run = Run::of(&command("blkid").args(["--probe", "--match-tag", "TYPE", "--output", "value", file]).output().unwrap());
+    let run = Run::of(
+        &command("blkid")
+            .args(["--probe", "--match-tag", "TYPE", "--output", "value", file])
+            .output()
+            .unwrap(),
+    );
     let found = run.stdout.trim();
     let name = NAMES.iter().find(|(theirs, _)| *theirs == found).map_or(found, |(_, ours)| ours);
     (!name.is_empty()).then(|| name.to_owned())
@@ -34,7 +39,20 @@ fn file_systems_and_members_made_by_their_own_tools_have_their_names() {
     let (image, key) = (image.to_str().unwrap(), key.to_str().unwrap());
     env.write("key", "a long enough key");
     let folder = folder.to_str().unwrap();
-    let luks = |kind| vec!["luksFormat", "--batch-mode", "--type", kind, "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000", image, key];
+    let luks = |kind| {
+        vec![
+            "luksFormat",
+            "--batch-mode",
+            "--type",
+            kind,
+            "--pbkdf",
+            "pbkdf2",
+            "--pbkdf-force-iterations",
+            "1000",
+            image,
+            key,
+        ]
+    };
     let cases: Vec<(&str, &str, Vec<&str>)> = vec![
         ("ext2", "mkfs.ext2", vec!["-q", image]),
         ("ext3", "mkfs.ext3", vec!["-q", image]),
@@ -81,11 +99,16 @@ fn tables_made_by_sfdisk_are_told_apart() {
     }
     let env = Env::new();
     let image = env.path("image");
-    for (label, kind, text) in [("gpt", "gpt", "GPT, 2 partitions: first, second"), ("dos", "mbr", "MBR, 2 partitions")] {
+    for (label, kind, text) in
+        [("gpt", "gpt", "GPT, 2 partitions: first, second"), ("dos", "mbr", "MBR, 2 partitions")]
+    {
         fs_err::remove_file(&image).ok();
         fs_err::File::create(&image).unwrap().set_len(64 << 20).unwrap();
         let name = |name: &str| if label == "gpt" { format!(", name={name}") } else { String::new() };
-        env.write("script", format!("label: {label}\nsize=20MiB{}\nsize=20MiB{}\n", name("first"), name("second")));
+        env.write(
+            "script",
+            format!("label: {label}\nsize=20MiB{}\nsize=20MiB{}\n", name("first"), name("second")),
+        );
         let script = fs_err::File::open(env.path("script")).unwrap().into_file();
         Run::of(&command("sfdisk").arg(&image).stdin(script).output().unwrap()).ok();
         let found = signature::of_file(&image, 512).unwrap();

@@ -22,7 +22,8 @@ use crate::spec::nearest;
 use crate::ui::{human_bytes, plain};
 
 /// Words that `--overwrite` takes.
-pub const MEMBERS: [&str; 9] = ["bcache", "bitlocker", "ceph", "hibernation", "luks", "lvm", "raid", "vmfs", "zfs"];
+pub const MEMBERS: [&str; 9] =
+    ["bcache", "bitlocker", "ceph", "hibernation", "luks", "lvm", "raid", "vmfs", "zfs"];
 
 /// A disk and what is on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -54,7 +55,11 @@ impl Candidate {
     pub fn look(disk: Disk) -> Self {
         let (holds, unread) = match signature::read(&disk) {
             Ok(holds) => (holds, None),
-            Err(error) => (Vec::new(), Some(error.to_string())),
+            // Without the path, which stands beside it.
+            Err(error) => (
+                Vec::new(),
+                Some(error.raw_os_error().map_or(error, io::Error::from_raw_os_error).to_string()),
+            ),
         };
         Candidate { disk, holds, unread }
     }
@@ -67,7 +72,7 @@ impl Candidate {
     /// What is on it, in a few words.
     pub fn summary(&self) -> String {
         if let Some(why) = &self.unread {
-            return if why.contains("Permission denied") { "not known (needs root)".to_owned() } else { plain(why) };
+            return format!("not known: {}", plain(why));
         }
         let mut parts: Vec<String> = Vec::new();
         for found in &self.holds {
@@ -139,7 +144,9 @@ impl Candidate {
 
 fn article(text: &str) -> String {
     match text {
-        _ if text.starts_with("a ") || text.starts_with("locked") || text.starts_with("Ceph") => text.to_owned(),
+        _ if text.starts_with("a ") || text.starts_with("locked") || text.starts_with("Ceph") => {
+            text.to_owned()
+        }
         _ => format!("a {text}"),
     }
 }
@@ -210,19 +217,27 @@ fn by_contract(machine: &Machine, contract: &DiskContract) -> Result<Candidate, 
     };
     if contract.is_empty() {
         let none = vec!["the contract says nothing".to_owned(); all.len()];
-        return Err(no("the node's disk contract is empty, and by such a one no disk is picked".to_owned(), &none)
-            .hint("write `disk = { serial = \"…\" }` for the node in cluster.toml, or name a disk with --device"));
+        return Err(no(
+            "the node's disk contract is empty, and by such a one no disk is picked".to_owned(),
+            &none,
+        )
+        .hint(
+            "write `disk = { serial = \"…\" }` for the node in cluster.toml, or name a disk with --device",
+        ));
     }
     let reasons: Vec<Option<String>> = all.iter().map(|candidate| candidate.disk.misfit(contract)).collect();
     let fitting: Vec<&Candidate> =
         all.iter().zip(&reasons).filter(|(_, why)| why.is_none()).map(|(candidate, _)| candidate).collect();
-    let words: Vec<String> = reasons.iter().map(|why| why.clone().unwrap_or_else(|| "fits".to_owned())).collect();
+    let words: Vec<String> =
+        reasons.iter().map(|why| why.clone().unwrap_or_else(|| "fits".to_owned())).collect();
     match fitting.as_slice() {
         [one] => Ok((*one).clone()),
         [] => Err(no(format!("no disk of this machine fits the contract ({contract})"), &words)
             .hint("plug the disk in, or correct `disk` of the node in cluster.toml")),
-        several => Err(no(format!("{} disks fit the contract ({contract}), and one must", several.len()), &words)
-            .hint("say which: `disk = { serial = \"…\" }` for the node in cluster.toml, or --device")),
+        several => {
+            Err(no(format!("{} disks fit the contract ({contract}), and one must", several.len()), &words)
+                .hint("say which: `disk = { serial = \"…\" }` for the node in cluster.toml, or --device"))
+        }
     }
 }
 
@@ -237,7 +252,8 @@ fn lines_below(lines: &[String]) -> String {
 /// The disks as lines of a table; `reasons` is a last column.
 pub fn table(candidates: &[Candidate], reasons: Option<&[String]>) -> Vec<String> {
     let dash = |text: Option<&str>| plain(text.unwrap_or("-"));
-    let mut rows: Vec<Vec<String>> = vec![["DEVICE", "SIZE", "BUS", "MODEL", "SERIAL"].map(str::to_owned).to_vec()];
+    let mut rows: Vec<Vec<String>> =
+        vec![["DEVICE", "SIZE", "BUS", "MODEL", "SERIAL"].map(str::to_owned).to_vec()];
     rows[0].push(if reasons.is_some() { "WHY NOT" } else { "HOLDS" }.to_owned());
     for (number, candidate) in candidates.iter().enumerate() {
         let disk = &candidate.disk;
@@ -245,8 +261,11 @@ pub fn table(candidates: &[Candidate], reasons: Option<&[String]>) -> Vec<String
             Some(reasons) => reasons.get(number).map(|why| plain(why)).unwrap_or_default(),
             None => {
                 let mut text = candidate.summary();
-                for (why, _) in candidate.objections(&Wish { overwrite: &MEMBERS.map(str::to_owned), ..Wish::default() }) {
-                    if candidate.unread.is_none() || !why.starts_with("it cannot be read") {
+                for (why, _) in
+                    candidate.objections(&Wish { overwrite: &MEMBERS.map(str::to_owned), ..Wish::default() })
+                {
+                    // The summary said so.
+                    if !why.starts_with("it cannot be read") {
                         let _ = write!(text, "; {why}");
                     }
                 }
@@ -306,8 +325,11 @@ pub fn confirm(
         Some(answer) if disk.is(&answer) => Ok(()),
         Some(_) => Err(Failure::new(Kind::Input, format!("{path} is not written: that is not its {what}"))
             .hint("nothing was changed; `kiln flash --list` shows the serial numbers")),
-        None => Err(Failure::new(Kind::Input, format!("{path} is not written: nobody is there to type its {what}"))
-            .hint(format!("if this disk is meant: --yes {word}"))),
+        None => Err(Failure::new(
+            Kind::Input,
+            format!("{path} is not written: nobody is there to type its {what}"),
+        )
+        .hint(format!("if this disk is meant: --yes {word}"))),
     }
 }
 

@@ -130,15 +130,21 @@ impl Disk {
 
     /// Why a contract does not fit; `None` if all that it says does.
     pub fn misfit(&self, contract: &DiskContract) -> Option<String> {
-        let found = |what: &str, found: Option<&str>| format!("its {what} is {}", found.unwrap_or("not known"));
+        let found =
+            |what: &str, found: Option<&str>| format!("its {what} is {}", found.unwrap_or("not known"));
         if contract.serial.as_ref().is_some_and(|serial| !self.serials.contains(&serial.trim().to_owned())) {
             return Some(found("serial", self.serial.as_deref()));
         }
         let same = |a: &str, b: &str| wwn(a).eq_ignore_ascii_case(&wwn(b));
-        if contract.wwn.as_ref().is_some_and(|wanted| !self.wwn.as_ref().is_some_and(|own| same(own, wanted))) {
+        if contract.wwn.as_ref().is_some_and(|wanted| !self.wwn.as_ref().is_some_and(|own| same(own, wanted)))
+        {
             return Some(found("WWN", self.wwn.as_deref()));
         }
-        if contract.model.as_ref().is_some_and(|model| !self.model.as_ref().is_some_and(|own| model.matches(own))) {
+        if contract
+            .model
+            .as_ref()
+            .is_some_and(|model| !self.model.as_ref().is_some_and(|own| model.matches(own)))
+        {
             return Some(found("model", self.model.as_deref()));
         }
         if contract.bus.is_some_and(|bus| self.bus != Bus::Known(bus)) {
@@ -165,7 +171,8 @@ impl Machine {
 
     fn text(&self, path: impl AsRef<Path>) -> Option<String> {
         let bytes = fs::read(self.root.join(path)).ok()?;
-        let text: String = String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control() || *c == '\n').collect();
+        let text: String =
+            String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control() || *c == '\n').collect();
         Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     }
 
@@ -196,7 +203,8 @@ impl Machine {
         let sys = PathBuf::from("sys/block").join(name);
         let number = self.text(sys.join("dev"))?;
         let partitions = self.partitions(&sys, name);
-        let devices: BTreeSet<&str> = [name].into_iter().chain(partitions.iter().map(|p| p.name.as_str())).collect();
+        let devices: BTreeSet<&str> =
+            [name].into_iter().chain(partitions.iter().map(|p| p.name.as_str())).collect();
         let numbers: BTreeSet<&str> =
             [number.as_str()].into_iter().chain(partitions.iter().map(|p| p.number.as_str())).collect();
         let serials = self.serials(&sys, &number);
@@ -214,7 +222,7 @@ impl Machine {
             read_only: self.number(sys.join("ro")) == Some(1),
             rotational: self.number(sys.join("queue/rotational")) == Some(1),
             sequence: self.number(sys.join("diskseq")),
-            mounts: self.mounts(&devices, &numbers).into_iter().map(|(point, _)| point).collect(),
+            mounts: self.mounts(&devices, &numbers),
             swaps: self.swaps(&devices),
             holders: self.holders(&sys, &partitions, &devices),
             system: self.system_disks().contains(name),
@@ -248,11 +256,18 @@ impl Machine {
         let mut parts: Vec<Part> = self
             .names(sys)
             .into_iter()
-            .filter(|name| name.starts_with(disk) && self.path("").join(sys).join(name).join("partition").exists())
+            .filter(|name| {
+                name.starts_with(disk) && self.path("").join(sys).join(name).join("partition").exists()
+            })
             .filter_map(|name| {
                 let at = sys.join(&name);
                 let bytes = |what: &str| self.number(at.join(what)).unwrap_or(0).saturating_mul(512);
-                Some(Part { offset: bytes("start"), size: bytes("size"), number: self.text(at.join("dev"))?, name })
+                Some(Part {
+                    offset: bytes("start"),
+                    size: bytes("size"),
+                    number: self.text(at.join("dev"))?,
+                    name,
+                })
             })
             .collect();
         parts.sort_by_key(|part| part.offset);
@@ -268,18 +283,17 @@ impl Machine {
     }
 
     fn model(&self, sys: &Path) -> Option<String> {
-        let vendor = self.text(sys.join("device/vendor")).filter(|v| v != "ATA" && !v.starts_with("0x"));
-        let model = self.text(sys.join("device/model")).or_else(|| self.text(sys.join("device/name")))?;
-        // NVMe has the vendor in the model, SCSI apart; `lsblk -o MODEL` shows the model alone.
-        tracing::debug!(?vendor, model, "model");
-        Some(model)
+        // SCSI and NVMe; an SD card has a name.
+        self.text(sys.join("device/model")).or_else(|| self.text(sys.join("device/name")))
     }
 
     /// The serial number in all its spellings, the one that `lsblk -o SERIAL` shows first.
     fn serials(&self, sys: &Path, number: &str) -> Vec<String> {
         let udev = self.text(format!("run/udev/data/b{number}")).unwrap_or_default();
         let known = |key: &str| {
-            let line = udev.lines().find_map(|line| line.strip_prefix("E:")?.strip_prefix(key)?.strip_prefix('='))?;
+            let line = udev
+                .lines()
+                .find_map(|line| line.strip_prefix("E:")?.strip_prefix(key)?.strip_prefix('='))?;
             Some(line.to_owned())
         };
         let mut serials: Vec<String> = [
@@ -342,7 +356,8 @@ impl Machine {
         let link = link.unwrap_or_default();
         let part = |begin: &str| {
             link.iter().filter_map(|part| part.to_str()).any(|part| {
-                part.strip_prefix(begin).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
+                part.strip_prefix(begin)
+                    .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_digit()))
             })
         };
         let named = |begin: &str| name.starts_with(begin);
@@ -358,10 +373,10 @@ impl Machine {
         }
     }
 
-    /// Mount points of devices with these names or numbers, and what of them is mounted.
-    fn mounts(&self, devices: &BTreeSet<&str>, numbers: &BTreeSet<&str>) -> Vec<(String, String)> {
+    /// Mount points of devices with these names or numbers.
+    fn mounts(&self, devices: &BTreeSet<&str>, numbers: &BTreeSet<&str>) -> Vec<String> {
         let text = self.text("proc/self/mountinfo").unwrap_or_default();
-        let mut found: Vec<(String, String)> = text
+        let mut found: Vec<String> = text
             .lines()
             .filter_map(|line| {
                 let (first, second) = line.split_once(" - ")?;
@@ -370,8 +385,9 @@ impl Machine {
                 // Btrfs has a number of its own for each mount; its source is what it was mounted from.
                 let device = unescape(source);
                 let name = device.strip_prefix("/dev/").map(|name| name.replace('/', "!"));
-                let here = numbers.contains(*fields.get(2)?) || name.is_some_and(|name| devices.contains(name.as_str()));
-                here.then(|| Some((unescape(fields.get(4)?), device)))?
+                let here = numbers.contains(*fields.get(2)?)
+                    || name.is_some_and(|name| devices.contains(name.as_str()));
+                here.then(|| Some(unescape(fields.get(4)?)))?
             })
             .collect();
         found.sort();
@@ -432,7 +448,10 @@ impl Machine {
         }
         let swaps = self.text("proc/swaps").unwrap_or_default();
         todo.extend(
-            swaps.lines().skip(1).filter_map(|l| Some(l.split_whitespace().next()?.strip_prefix("/dev/")?.to_owned())),
+            swaps
+                .lines()
+                .skip(1)
+                .filter_map(|l| Some(l.split_whitespace().next()?.strip_prefix("/dev/")?.to_owned())),
         );
         let (mut disks, mut seen) = (BTreeSet::new(), BTreeSet::new());
         while let Some(name) = todo.pop() {
@@ -441,7 +460,6 @@ impl Machine {
             }
             let whole = self.disk_of_partition(&name).unwrap_or(name);
             let below = self.names(format!("sys/block/{whole}/slaves"));
-            // The file of a loop device lies on a disk as well; which one, its folder's mount says, and that is of the system mostly.
             todo.extend(below);
             disks.insert(whole);
         }
@@ -457,7 +475,10 @@ fn wwn(text: &str) -> String {
 
 /// Devices that are no disks of the machine.
 fn is_virtual(name: &str) -> bool {
-    let begins = ["loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd", "drbd", "rbd", "zd", "bcache", "mtdblock", "pmem"];
+    let begins = [
+        "loop", "ram", "zram", "dm-", "md", "sr", "fd", "nbd", "drbd", "rbd", "zd", "bcache", "mtdblock",
+        "pmem",
+    ];
     let boot = name.starts_with("mmcblk") && (name.contains("boot") || name.contains("rpmb"));
     boot || begins.iter().any(|begin| name.starts_with(begin))
 }
@@ -468,3 +489,7 @@ fn unescape(text: &str) -> String {
         .iter()
         .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
 }
+
+#[cfg(test)]
+#[path = "device_tests.rs"]
+mod tests;

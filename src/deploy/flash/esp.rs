@@ -27,11 +27,13 @@ pub(super) fn compose(
             FatError::Full { .. } => "make esp larger in [disk] of the profile",
             _ => "build the image again with this kiln",
         };
-        Failure::new(Kind::Input, format!("the ESP of the image cannot hold this node's identity: {error}")).hint(hint)
+        Failure::new(Kind::Input, format!("the ESP of the image cannot hold this node's identity: {error}"))
+            .hint(hint)
     };
     let mut reader = Reader::new(Cursor::new(image)).map_err(fail)?;
     let mut files = BTreeMap::new();
-    let path = |path: &str| TreePath::new(path).map_err(|error| fail(FatError::Io(std::io::Error::other(error))));
+    let path =
+        |path: &str| TreePath::new(path).map_err(|error| fail(FatError::Io(std::io::Error::other(error))));
     for node in reader.list().map_err(fail)? {
         if !node.directory && !node.path.starts_with(FOLDER) {
             files.insert(path(&node.path)?, Source::Bytes(reader.read(&node.path).map_err(fail)?));
@@ -41,7 +43,8 @@ pub(super) fn compose(
         let place = path(&format!("{FOLDER}/{}.cred", credential.name))?;
         files.insert(place, Source::Bytes(sealed::seal(credential)));
     }
-    let system = FileSystem { size, sector, serial: reader.serial, label: reader.label.clone(), epoch, files };
+    let system =
+        FileSystem { size, sector, serial: reader.serial, label: reader.label.clone(), epoch, files };
     let mut out = Cursor::new(vec![0; usize::try_from(size).unwrap_or(0)]);
     fat::write(&system, &mut out).map_err(fail)?;
     Ok(out.into_inner())
@@ -77,14 +80,21 @@ mod tests {
             let esp = compose(&image, size, sector, fs.epoch, std::slice::from_ref(&token)).unwrap();
             assert_eq!(esp.len() as u64, size);
             let mut reader = Reader::new(Cursor::new(&esp)).unwrap();
-            let files: Vec<_> = reader.list().unwrap().into_iter().filter(|n| !n.directory).map(|n| n.path).collect();
-            assert_eq!(files, ["EFI/Linux/kiln_1+3.efi", "loader/credentials/k3s.token.cred", "loader/loader.conf"]);
+            let files: Vec<_> =
+                reader.list().unwrap().into_iter().filter(|n| !n.directory).map(|n| n.path).collect();
+            assert_eq!(
+                files,
+                ["EFI/Linux/kiln_1+3.efi", "loader/credentials/k3s.token.cred", "loader/loader.conf"]
+            );
             assert!(reader.read("EFI/Linux/kiln_1+3.efi").unwrap() == uki);
             assert!(reader.read("loader/credentials/k3s.token.cred").unwrap() == sealed);
         }
         let large = Credential { value: Value::new(vec![1; 61 << 20]), ..token };
         let error = compose(&image, 64 << 20, 512, 0, &[large]).unwrap_err();
-        assert!(error.to_string().contains("cannot hold") && error.hints()[0].contains("esp larger"), "{error}");
+        assert!(
+            error.to_string().contains("cannot hold") && error.hints()[0].contains("esp larger"),
+            "{error}"
+        );
         assert!(compose(&[1; 4096], 64 << 20, 512, 0, &[]).is_err());
     }
 }

@@ -83,7 +83,12 @@ pub fn least(profile: &Profile, manifest: &Manifest) -> anyhow::Result<u64> {
 ///
 /// # Errors
 /// As [`claim::open`] and [`write`](fn@write).
-pub fn flash(machine: &Machine, order: &Order<'_>, folder: &Path, watch: &dyn Watch) -> Result<Receipt, Failure> {
+pub fn flash(
+    machine: &Machine,
+    order: &Order<'_>,
+    folder: &Path,
+    watch: &dyn Watch,
+) -> Result<Receipt, Failure> {
     let Order { chosen, wish, image, .. } = order;
     let (disk, manifest) = (&chosen.disk, &image.manifest);
     let name = disk.path.display().to_string();

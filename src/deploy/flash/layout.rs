@@ -88,7 +88,8 @@ pub(super) fn too_small(name: &str, size: u64, needed: u64, what: &str) -> Failu
         human_bytes(size),
         human_bytes(needed)
     );
-    Failure::new(Kind::Store, text).hint("take a larger disk, or make slot or var smaller in [disk] of the profile")
+    Failure::new(Kind::Store, text)
+        .hint("take a larger disk, or make slot or var smaller in [disk] of the profile")
 }
 
 /// The partitions of a node's disk that stay: those behind the image, `/var` among them.
@@ -115,7 +116,10 @@ fn kept(old: &Table, end: u64, size: u64, new: &[Partition], name: &str) -> Resu
     }
     let vars: Vec<&Partition> = rest.iter().filter(|part| part.kind == gpt::VAR).collect();
     if vars.len() != 1 {
-        return Err(refuse(format!("there are {} partitions of the type of /var, and one is needed", vars.len())));
+        return Err(refuse(format!(
+            "there are {} partitions of the type of /var, and one is needed",
+            vars.len()
+        )));
     }
     if let Some(other) = rest.iter().find(|part| part.kind != gpt::VAR && !is(part, &slots)) {
         return Err(refuse(format!("partition `{}` is none of a node", other.name)));
@@ -149,7 +153,14 @@ mod tests {
 
     fn part(kind: Uuid, name: &str, offset: u64, size: u64) -> Partition {
         let guid = Uuid::new_v5(&kind, name.as_bytes());
-        Partition { kind, guid, name: name.to_owned(), offset: offset * MIB, size: size * MIB, attributes: 1 << 60 }
+        Partition {
+            kind,
+            guid,
+            name: name.to_owned(),
+            offset: offset * MIB,
+            size: size * MIB,
+            attributes: 1 << 60,
+        }
     }
 
     fn image() -> Table {
@@ -187,14 +198,21 @@ mod tests {
         let layout = plan(&image(), 1000 * MIB, 4096, None, "sda").unwrap();
         let places: Vec<_> = layout.table.partitions.iter().map(|p| (p.offset / MIB, p.size / MIB)).collect();
         assert_eq!(places, [(1, 260), (261, 17), (278, 200)]);
-        let moves: Vec<_> = layout.moves.iter().map(|it| (it.from / MIB, it.to / MIB, it.length / MIB, it.room / MIB)).collect();
+        let moves: Vec<_> = layout
+            .moves
+            .iter()
+            .map(|it| (it.from / MIB, it.to / MIB, it.length / MIB, it.room / MIB))
+            .collect();
         assert_eq!(moves, [(1, 1, 96, 260), (97, 261, 17, 17), (114, 278, 200, 200)]);
     }
 
     #[test]
     fn a_disk_that_is_too_small_is_refused_with_both_sizes() {
         let error = plan(&image(), 314 * MIB, 512, None, "/dev/sda").unwrap_err().to_string();
-        assert!(error.contains("/dev/sda is too small") && error.contains(&(315 * MIB).to_string()), "{error}");
+        assert!(
+            error.contains("/dev/sda is too small") && error.contains(&(315 * MIB).to_string()),
+            "{error}"
+        );
         assert!(plan(&image(), 315 * MIB, 512, None, "sda").is_ok());
         assert!(plan(&image(), 315 * MIB, 4096, None, "sda").is_err());
     }
@@ -226,7 +244,9 @@ mod tests {
         assert!(refused(&|_, node| drop(node.partitions.pop())).contains("0 partitions of the type of /var"));
         assert!(refused(&|_, node| node.partitions[1].kind = gpt::LINUX_DATA).contains("would lie over"));
         assert!(refused(&|_, node| node.partitions[4].kind = gpt::LINUX_DATA).contains("is none of a node"));
-        assert!(refused(&|image, _| image.partitions[2].size = 2100 * MIB).contains("more room than its slot"));
+        assert!(
+            refused(&|image, _| image.partitions[2].size = 2100 * MIB).contains("more room than its slot")
+        );
         assert!(refused(&|_, node| node.partitions.truncate(0)).contains("no disk of a node"));
         assert!(refused(&|_, node| node.partitions[5].size = 9000 * MIB).contains("behind the end"));
     }

@@ -71,11 +71,13 @@ pub(super) fn probe(medium: &dyn Medium, name: &str) -> Result<(), Failure> {
     wrong.sort_unstable();
     let Some((first, _)) = wrong.first() else { return Ok(()) };
     // What fell back onto the beginning came from as far behind it as the device is large.
-    let wrapped = wrong.iter().filter_map(|(at, other)| other.as_ref()?.checked_sub(*at)).filter(|n| *n > 0).min();
+    let wrapped =
+        wrong.iter().filter_map(|(at, other)| other.as_ref()?.checked_sub(*at)).filter(|n| *n > 0).min();
     let why = match wrapped {
         Some(real) => format!("what is written behind {} falls back onto its beginning", human_bytes(real)),
         None => format!("what is written at byte {first} ({}) is not kept", human_bytes(*first)),
     };
     let text = format!("{name} says it has {}, and that is not true: {why}", human_bytes(size));
-    Err(Failure::new(Kind::Store, text).hint("its size is forged or it is worn out: take another one; its contents are lost"))
+    Err(Failure::new(Kind::Store, text)
+        .hint("its size is forged or it is worn out: take another one; its contents are lost"))
 }

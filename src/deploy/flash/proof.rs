@@ -54,16 +54,25 @@ pub fn find(reports: &Path, digest: Digest, profile: &str, unproven: Option<&str
         }
         Some(run) => {
             let outcome = &run.verdict.outcome;
-            format!("its last run, {} of {}, is {}: {}", run.scenario.name, run.started, outcome.word(), outcome.why())
+            format!(
+                "its last run, {} of {}, is {}: {}",
+                run.scenario.name,
+                run.started,
+                outcome.word(),
+                outcome.why()
+            )
         }
         None => format!("no run in {} booted it", reports.display()),
     };
     if let Some(reason) = unproven {
         return Ok(Proof::Unproven { reason: reason.to_owned(), instead: why });
     }
-    Err(Failure::new(Kind::Test, format!("the image of {profile} (sha256 {}…) is not proven: {why}", digest.short()))
-        .hint("run `kiln test`, or `kiln test --cluster cluster.toml`, with this very image")
-        .hint("--unproven \"REASON\" flashes it all the same, and the receipt says so"))
+    Err(Failure::new(
+        Kind::Test,
+        format!("the image of {profile} (sha256 {}…) is not proven: {why}", digest.short()),
+    )
+    .hint("run `kiln test`, or `kiln test --cluster cluster.toml`, with this very image")
+    .hint("--unproven \"REASON\" flashes it all the same, and the receipt says so"))
 }
 
 #[cfg(test)]
@@ -81,7 +90,8 @@ mod tests {
             run.images = vec![Image { sha256_before: digest.to_string(), ..Image::default() }];
             run.verdict.outcome = outcome;
             fs_err::create_dir_all(dir.path().join(name)).unwrap();
-            fs_err::write(dir.path().join(name).join("report.json"), serde_json::to_vec(&run).unwrap()).unwrap();
+            fs_err::write(dir.path().join(name).join("report.json"), serde_json::to_vec(&run).unwrap())
+                .unwrap();
         };
         let find = |digest, unproven| find(dir.path(), digest, "server", unproven);
         let error = find(digest, None).unwrap_err();
@@ -91,9 +101,14 @@ mod tests {
         assert!(matches!(find(digest, None).unwrap(), Proof::Passed { scenario, .. } if scenario == "smoke"));
         put("three-node", "2026-11-02T10:00:00Z", digest, Outcome::failed("agent-1 did not join"));
         let error = find(digest, None).unwrap_err();
-        assert!(error.to_string().contains("three-node of 2026-11-02") && error.to_string().contains("did not join"));
+        assert!(
+            error.to_string().contains("three-node of 2026-11-02")
+                && error.to_string().contains("did not join")
+        );
         let proof = find(digest, Some("only the lamp changed")).unwrap();
-        assert!(matches!(proof, Proof::Unproven { reason, instead } if reason.contains("lamp") && instead.contains("join")));
+        assert!(
+            matches!(proof, Proof::Unproven { reason, instead } if reason.contains("lamp") && instead.contains("join"))
+        );
         put("three-node", "2026-11-04T10:00:00Z", digest, Outcome::skipped("no memory"));
         assert!(find(digest, None).unwrap_err().to_string().contains("skipped"));
         put("three-node", "2026-11-05T10:00:00Z", digest, Outcome::Passed);

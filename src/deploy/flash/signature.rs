@@ -71,16 +71,16 @@ const BCACHE: &[u8] =
     &[0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81];
 
 const MAGICS: [Magic; 31] = [
-    content("xfs", 0, b"XFSB"),                                   // XFS Algorithms & Data Structures, "Superblocks"
-    content("btrfs", 65_536 + 64, b"_BHRfS_M"),                   // linux/btrfs_tree.h, struct btrfs_super_block
-    content("ntfs", 3, b"NTFS    "),                              // linux/fs/ntfs3/ntfs.h, struct NTFS_BOOT
-    content("exfat", 3, b"EXFAT   "),                             // exFAT specification of Microsoft, 3.1
-    content("iso9660", 32_769, b"CD001"),                         // ECMA-119, 9.1
-    content("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]),            // linux/fs/erofs/erofs_fs.h
-    content("squashfs", 0, b"hsqs"),                              // linux/fs/squashfs/squashfs_fs.h
-    content("f2fs", 1024, &[0x10, 0x20, 0xf5, 0xf2]),             // linux/f2fs_fs.h
-    content("verity", 0, b"verity\0\0"),                          // cryptsetup wiki, DMVerity
-    content("swap", 4096 - 10, b"SWAPSPACE2"),                    // linux/swap.h, for each size of a page
+    content("xfs", 0, b"XFSB"), // XFS Algorithms & Data Structures, "Superblocks"
+    content("btrfs", 65_536 + 64, b"_BHRfS_M"), // linux/btrfs_tree.h, struct btrfs_super_block
+    content("ntfs", 3, b"NTFS    "), // linux/fs/ntfs3/ntfs.h, struct NTFS_BOOT
+    content("exfat", 3, b"EXFAT   "), // exFAT specification of Microsoft, 3.1
+    content("iso9660", 32_769, b"CD001"), // ECMA-119, 9.1
+    content("erofs", 1024, &[0xe2, 0xe1, 0xf5, 0xe0]), // linux/fs/erofs/erofs_fs.h
+    content("squashfs", 0, b"hsqs"), // linux/fs/squashfs/squashfs_fs.h
+    content("f2fs", 1024, &[0x10, 0x20, 0xf5, 0xf2]), // linux/f2fs_fs.h
+    content("verity", 0, b"verity\0\0"), // cryptsetup wiki, DMVerity
+    content("swap", 4096 - 10, b"SWAPSPACE2"), // linux/swap.h, for each size of a page
     content("swap", 8192 - 10, b"SWAPSPACE2"),
     content("swap", 16_384 - 10, b"SWAPSPACE2"),
     content("swap", 65_536 - 10, b"SWAPSPACE2"),
@@ -172,7 +172,12 @@ fn table(disk: &mut (impl Read + Seek), size: u64, sector: u32, found: &mut Vec<
         match node(disk, &table) {
             Some(version) => say("kiln", format!("a node of kiln, version {version}")),
             None => {
-                let names: Vec<&str> = table.partitions.iter().map(|part| part.name.as_str()).filter(|n| !n.is_empty()).collect();
+                let names: Vec<&str> = table
+                    .partitions
+                    .iter()
+                    .map(|part| part.name.as_str())
+                    .filter(|n| !n.is_empty())
+                    .collect();
                 let count = table.partitions.len();
                 let names = if names.is_empty() { String::new() } else { format!(": {}", names.join(", ")) };
                 say("gpt", format!("GPT, {count} partitions{names}"));
@@ -269,7 +274,8 @@ fn ext(block: &[u8]) -> Option<&'static str> {
 /// A boot sector of FAT: Microsoft FAT specification of August 2005, "Boot sector".
 fn is_fat(boot: &[u8]) -> bool {
     let sector = u16::from_le_bytes([boot[11], boot[12]]);
-    let named = &boot[82..87] == b"FAT32" || [b"FAT12", b"FAT16", b"FAT  "].iter().any(|name| &boot[54..59] == *name);
+    let named =
+        &boot[82..87] == b"FAT32" || [b"FAT12", b"FAT16", b"FAT  "].iter().any(|name| &boot[54..59] == *name);
     boot[510..512] == [0x55, 0xAA]
         && named
         && matches!(sector, 512 | 1024 | 2048 | 4096)
@@ -391,7 +397,10 @@ mod tests {
         let found = of_disk(&mut Cursor::new(&disk), size, 512, "nvme0n1", &[]);
         assert_eq!(found[0].kind, "gpt");
         assert!(found[0].text.starts_with("GPT, 3 partitions: esp, "), "{}", found[0].text);
-        assert_eq!((found[1].kind, found[1].class, found[1].part.as_deref()), ("luks", Class::Member, Some("nvme0n1p2")));
+        assert_eq!(
+            (found[1].kind, found[1].class, found[1].part.as_deref()),
+            ("luks", Class::Member, Some("nvme0n1p2"))
+        );
         disk[512..1024].fill(0);
         assert_eq!(kinds(&disk)[0], "gpt", "the backup is one, too");
     }

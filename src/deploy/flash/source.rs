@@ -27,7 +27,10 @@ pub struct Source<'a> {
 
 impl fmt::Debug for Source<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Source").field("digest", &self.digest).field("size", &self.size).finish_non_exhaustive()
+        f.debug_struct("Source")
+            .field("digest", &self.digest)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,7 +72,8 @@ impl<'a> Source<'a> {
     pub fn new(stream: Box<dyn Read + Send + 'a>, facts: Facts) -> Result<Self, Failure> {
         let Facts { digest, size, epoch } = facts;
         let table = Table { guid: uuid::Uuid::nil(), sector: SECTOR, size, partitions: Vec::new() };
-        let mut source = Source { stream, hasher: Hasher::new(), digest, size, epoch, table, head: Vec::new() };
+        let mut source =
+            Source { stream, hasher: Hasher::new(), digest, size, epoch, table, head: Vec::new() };
         let mut head = vec![0; usize::try_from(HEAD.min(size)).unwrap_or(0)];
         source.read(&mut head).map_err(|error| wrong(&error.to_string()))?;
         let table = gpt::read_primary(&head, SECTOR).map_err(|error| wrong(&error.to_string()))?;

@@ -208,7 +208,10 @@ impl Work<'_> {
         if is_zero(&bytes) {
             return Ok(());
         }
-        let text = format!("{} takes writes and does not keep them: byte {at} and what follows is what it was", self.name);
+        let text = format!(
+            "{} takes writes and does not keep them: byte {at} and what follows is what it was",
+            self.name
+        );
         Err(Failure::new(Kind::Store, text).hint("it is write-protected or worn out: take another one"))
     }
 
@@ -242,7 +245,8 @@ impl Work<'_> {
             let wrote = self.write_pieces(&coming, &used, behind.as_ref(), &bad, &mut extents, journal);
             drop((coming, behind));
             // An error of the checker came first and is the reason for one of the writer.
-            let checked = checker.map(|thread| thread.join().expect("the checker does not panic")).transpose();
+            let checked =
+                checker.map(|thread| thread.join().expect("the checker does not panic")).transpose();
             let checked = checked?;
             wrote?;
             Ok::<_, Failure>(checked)
@@ -301,7 +305,10 @@ impl Work<'_> {
             }
             self.watch.advance(extent.length);
             if bad.load(Ordering::Relaxed) {
-                return Err(Failure::new(Kind::Store, format!("{} does not keep what is written", self.name)));
+                return Err(Failure::new(
+                    Kind::Store,
+                    format!("{} does not keep what is written", self.name),
+                ));
             }
             if marked.elapsed() >= MARK {
                 self.medium.flush().map_err(|error| self.fail("flushing", extent.at, error))?;
@@ -379,7 +386,9 @@ impl Work<'_> {
 
     fn last(&mut self, bytes: &[u8], at: u64) -> Result<(), Failure> {
         let aligned = Aligned::of(bytes);
-        self.medium.write_all(&aligned[..bytes.len()], at).map_err(|error| self.fail("writing", at, error))?;
+        self.medium
+            .write_all(&aligned[..bytes.len()], at)
+            .map_err(|error| self.fail("writing", at, error))?;
         self.medium.flush().map_err(|error| self.fail("flushing", at, error))?;
         let length = bytes.len() as u64;
         let extent = Extent { at, length, digest: Some(Digest::of(bytes)) };

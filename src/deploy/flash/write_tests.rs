@@ -61,7 +61,13 @@ impl Fake {
     fn new(size: u64, fault: Fault) -> Self {
         // What was there before: an old system, and a pattern everywhere else.
         let mut bytes = vec![0x5A; size as usize];
-        let part = Wanted { kind: gpt::LINUX_DATA, guid: uuid::Uuid::from_u128(3), name: "old".into(), size: MIB, attributes: 0 };
+        let part = Wanted {
+            kind: gpt::LINUX_DATA,
+            guid: uuid::Uuid::from_u128(3),
+            name: "old".into(),
+            size: MIB,
+            attributes: 0,
+        };
         let table = Table { size, ..gpt::plan(uuid::Uuid::from_u128(2), 512, &[part]).unwrap() };
         table.write(&mut Cursor::new(&mut bytes)).unwrap();
         let state = State { bytes, pending: Vec::new(), writes: 0, fault, off: false };
@@ -103,13 +109,18 @@ impl Medium for Fake {
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
         let state = self.state();
         let length = bytes.len() as u64;
-        assert!(at.is_multiple_of(self.sector.into()) && length.is_multiple_of(self.sector.into()), "direct I/O");
+        assert!(
+            at.is_multiple_of(self.sector.into()) && length.is_multiple_of(self.sector.into()),
+            "direct I/O"
+        );
         assert_eq!(bytes.as_ptr().align_offset(512), 0, "direct I/O");
         let n = if state.fault == Fault::Short { bytes.len().min(65_536) } else { bytes.len() };
         match state.fault {
             _ if state.off => return Err(io_error()),
             Fault::Read(bad) if (at..at + length).contains(&bad) => return Err(io_error()),
-            Fault::Wraps(real) => (0..n).for_each(|i| bytes[i] = state.bytes[((at + i as u64) % real) as usize]),
+            Fault::Wraps(real) => {
+                (0..n).for_each(|i| bytes[i] = state.bytes[((at + i as u64) % real) as usize])
+            }
             Fault::Drops(real) if at >= real => bytes.fill(0),
             _ => bytes[..n].copy_from_slice(&state.bytes[at as usize..][..n]),
         }
@@ -119,7 +130,10 @@ impl Medium for Fake {
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let mut state = self.state();
         let length = bytes.len() as u64;
-        assert!(at.is_multiple_of(self.sector.into()) && length.is_multiple_of(self.sector.into()), "direct I/O");
+        assert!(
+            at.is_multiple_of(self.sector.into()) && length.is_multiple_of(self.sector.into()),
+            "direct I/O"
+        );
         assert_eq!(bytes.as_ptr().align_offset(512), 0, "direct I/O");
         let n = if state.fault == Fault::Short { bytes.len().min(65_536) } else { bytes.len() };
         state.writes += 1;
@@ -196,14 +210,27 @@ fn image() -> (&'static [u8], Facts) {
         let mut esp = Cursor::new(vec![0; 66 << 20]);
         let uki = (TreePath::new("EFI/Linux/kiln_1+3.efi").unwrap(), fat::Source::Bytes(vec![9; 5 << 20]));
         let files = BTreeMap::from([uki]);
-        let system = FileSystem { size: 66 << 20, sector: 512, serial: 1, label: "ESP".into(), epoch: 1_700_000_000, files };
+        let system = FileSystem {
+            size: 66 << 20,
+            sector: 512,
+            serial: 1,
+            label: "ESP".into(),
+            epoch: 1_700_000_000,
+            files,
+        };
         fat::write(&system, &mut esp).unwrap();
         let mut noise = vec![0; (7 << 20) + 4096];
         StdRng::seed_from_u64(5).fill(&mut noise[..]);
         let mut hash = vec![0; 3 << 20];
         hash[..8192].copy_from_slice(&noise[..8192]);
         let slot = |kind, name: &str, content| Slot {
-            partition: Wanted { kind, guid: uuid::Uuid::new_v5(&kind, name.as_bytes()), name: name.into(), size: 0, attributes: 0 },
+            partition: Wanted {
+                kind,
+                guid: uuid::Uuid::new_v5(&kind, name.as_bytes()),
+                name: name.into(),
+                size: 0,
+                attributes: 0,
+            },
             content,
         };
         let slots = [
@@ -211,7 +238,13 @@ fn image() -> (&'static [u8], Facts) {
             slot(gpt::ROOT_VERITY_X86_64, "verity-a", file("hash", &hash)),
             slot(gpt::ROOT_X86_64, "root-a", file("root", &noise)),
         ];
-        let raw = fs_err::OpenOptions::new().read(true).write(true).create(true).truncate(true).open(dir.path().join("raw")).unwrap();
+        let raw = fs_err::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(dir.path().join("raw"))
+            .unwrap();
         let written = disk::write(uuid::Uuid::from_u128(8), 512, &slots, raw.file()).unwrap();
         let bytes = fs_err::read(dir.path().join("raw")).unwrap();
         let facts = Facts { digest: written.digest, size: bytes.len() as u64, epoch: 1_700_000_000 };
@@ -251,7 +284,9 @@ fn holds_the_image(disk: &Fake) {
 
 #[test]
 fn a_disk_gets_the_image_and_nothing_of_the_old_one_stays_in_it() {
-    for (overlap, discards, zeroes) in [(false, Some(0), true), (true, Some(0xFF), true), (false, None, true), (true, None, false)] {
+    for (overlap, discards, zeroes) in
+        [(false, Some(0), true), (true, Some(0xFF), true), (false, None, true), (true, None, false)]
+    {
         let disk = Fake { discards, zeroes, ..Fake::new(150 * MIB, Fault::None) };
         let done = run(&disk, &Options { overlap, probe: true, ..Options::default() }).unwrap();
         holds_the_image(&disk);
@@ -278,7 +313,9 @@ fn identity_is_on_the_esp_and_4kn_disks_get_tables_and_file_systems_of_their_own
         let bytes = &state.bytes[esp.offset as usize..][..esp.size as usize];
         assert_eq!(u32::from(u16::from_le_bytes([bytes[11], bytes[12]])), sector);
         let mut reader = fat::Reader::new(Cursor::new(bytes)).unwrap();
-        assert!(reader.read("loader/credentials/k3s.token.cred").unwrap() == crate::cluster::sealed::seal(&token));
+        assert!(
+            reader.read("loader/credentials/k3s.token.cred").unwrap() == crate::cluster::sealed::seal(&token)
+        );
         assert_eq!(reader.read("EFI/Linux/kiln_1+3.efi").unwrap().len(), 5 << 20);
     }
 }
@@ -305,7 +342,8 @@ fn compressed_images_and_those_that_are_not_what_the_manifest_says() {
     ] {
         let disk = Fake::new(150 * MIB, Fault::None);
         let source = Source::new(Box::new(bytes), facts).unwrap();
-        let error = write(&disk, "d", source, &Options::default(), &mut Journal::none(), &Nobody).unwrap_err();
+        let error =
+            write(&disk, "d", source, &Options::default(), &mut Journal::none(), &Nobody).unwrap_err();
         let text = format!("{:#}", anyhow::Error::from(error));
         assert!(text.contains(why), "{text}");
         assert!(!disk.boots());
@@ -334,17 +372,28 @@ fn every_bad_byte_is_found_and_the_disk_does_not_boot() {
             let error = run(&disk, &Options { overlap, ..Options::default() }).unwrap_err();
             assert_eq!(error.kind, Kind::Store);
             let text = error.to_string();
-            assert!(text.contains("/dev/fake") && (text.contains("does not hold") || text.contains("not keep")), "{at}: {text}");
+            assert!(
+                text.contains("/dev/fake") && (text.contains("does not hold") || text.contains("not keep")),
+                "{at}: {text}"
+            );
             assert!(!error.hints().is_empty());
             assert!(!disk.boots(), "{at}");
         }
     }
-    for fault in [Fault::Write(73 * MIB), Fault::Read(73 * MIB), Fault::Write(150 * MIB - 1), Fault::Read(150 * MIB - 1)] {
+    for fault in [
+        Fault::Write(73 * MIB),
+        Fault::Read(73 * MIB),
+        Fault::Write(150 * MIB - 1),
+        Fault::Read(150 * MIB - 1),
+    ] {
         let disk = Fake::new(150 * MIB, fault);
         let error = run(&disk, &Options { overlap: true, ..Options::default() }).unwrap_err();
         assert!(error.to_string().contains("failed at byte"), "{error}");
         // What lies behind an error of the first writes is the old disk, which was not touched.
-        assert!(!disk.boots() || matches!(fault, Fault::Write(at) | Fault::Read(at) if at > 149 * MIB), "{fault:?}");
+        assert!(
+            !disk.boots() || matches!(fault, Fault::Write(at) | Fault::Read(at) if at > 149 * MIB),
+            "{fault:?}"
+        );
     }
 }
 
@@ -352,14 +401,21 @@ fn every_bad_byte_is_found_and_the_disk_does_not_boot() {
 fn a_disk_that_keeps_nothing_and_disks_that_lie_about_their_size_are_found_at_once() {
     let disk = Fake::new(150 * MIB, Fault::Ignores);
     assert!(run(&disk, &Options::default()).unwrap_err().to_string().contains("does not keep them"));
-    for (fault, word) in [(Fault::Wraps(64 * MIB), "falls back"), (Fault::Wraps(100 * MIB), "falls back"), (Fault::Drops(100 * MIB), "not kept")] {
+    for (fault, word) in [
+        (Fault::Wraps(64 * MIB), "falls back"),
+        (Fault::Wraps(100 * MIB), "falls back"),
+        (Fault::Drops(100 * MIB), "not kept"),
+    ] {
         let disk = Fake::new(256 * MIB, fault);
         let error = run(&disk, &Options { probe: true, ..Options::default() }).unwrap_err();
         // A tail that is dropped reads as zeros, which is what was written to it.
         assert!(error.to_string().contains("is not true") && error.to_string().contains(word), "{error}");
         assert!(disk.state().writes < 100, "before anything long was written");
         // Reading everything back finds them too.
-        let disk = Fake::new(256 * MIB, if fault == Fault::Wraps(100 * MIB) { Fault::Wraps(40 * MIB) } else { fault });
+        let disk = Fake::new(
+            256 * MIB,
+            if fault == Fault::Wraps(100 * MIB) { Fault::Wraps(40 * MIB) } else { fault },
+        );
         let result = run(&disk, &Options { overlap: true, ..Options::default() });
         assert!(result.is_err() && !disk.boots(), "{fault:?}");
     }
@@ -417,7 +473,10 @@ fn a_second_run_writes_only_what_is_not_there() {
     let done = write(&disk, "d", source(), &Options::default(), &mut open(false), &Nobody).unwrap();
     assert!(done.resumed > 60 * MIB && done.resumed < 75 * MIB, "{done:?}");
     holds_the_image(&disk);
-    assert!(disk.state().bytes[1 << 20..76 << 20] == image().0[1 << 20..76 << 20], "what was wrong was put right");
+    assert!(
+        disk.state().bytes[1 << 20..76 << 20] == image().0[1 << 20..76 << 20],
+        "what was wrong was put right"
+    );
     interrupted(75 * MIB);
     let done = write(&disk, "d", source(), &Options::default(), &mut open(true), &Nobody).unwrap();
     assert_eq!(done.resumed, 0, "--restart");
@@ -471,7 +530,12 @@ fn disks_without_room_or_state_are_left_alone() {
     let disk = Fake::new(150 * MIB, Fault::None);
     let needs = Options { least: 151 * MIB, ..Options::default() };
     assert!(run(&disk, &needs).unwrap_err().to_string().contains("second slot and /var"));
-    assert!(run(&disk, &Options { keep_state: true, ..Options::default() }).unwrap_err().to_string().contains("cannot be kept"));
+    assert!(
+        run(&disk, &Options { keep_state: true, ..Options::default() })
+            .unwrap_err()
+            .to_string()
+            .contains("cannot be kept")
+    );
     assert_eq!(disk.state().writes, 0);
     assert!(disk.boots());
 }

@@ -65,7 +65,8 @@ pub fn read_primary(head: &[u8], sector: u32) -> Result<Table, GptError> {
     let primary = copy(&mut std::io::Cursor::new(head), sector, u64::MAX / u64::from(sector), 1, "primary")?;
     let partitions = partitions(&primary, u64::from(sector))?;
     let size = primary.other.checked_add(1).and_then(|sectors| sectors.checked_mul(u64::from(sector)));
-    let size = size.ok_or(GptError::Header { copy: "primary", reason: "the backup lies outside of any disk" })?;
+    let size =
+        size.ok_or(GptError::Header { copy: "primary", reason: "the backup lies outside of any disk" })?;
     Ok(Table { guid: primary.guid, sector, size, partitions })
 }
 
@@ -130,7 +131,8 @@ fn partitions(copy: &Copy, sector: u64) -> Result<Vec<Partition>, GptError> {
         if first > last || first < copy.first || last > copy.last {
             return Err(GptError::Partition { number, reason: "lies outside of the usable sectors" });
         }
-        let (Some(offset), Some(size)) = (first.checked_mul(sector), (last - first + 1).checked_mul(sector)) else {
+        let (Some(offset), Some(size)) = (first.checked_mul(sector), (last - first + 1).checked_mul(sector))
+        else {
             return Err(GptError::Partition { number, reason: "lies outside of any disk" });
         };
         if offset.checked_add(size).is_none() {
