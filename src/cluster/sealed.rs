@@ -93,19 +93,15 @@ mod tests {
             ("a", b""),
             ("x", &long),
         ] {
-            let (from, to) = (dir.path().join(format!("{name}.cred")), dir.path().join("out"));
+            let (from, to) = (dir.path().join(name), dir.path().join("out"));
             fs_err::write(&from, seal(&credential(name, value))).unwrap();
             let read = Tool::host(program).command().arg("decrypt").arg(&from).arg(&to).run();
             read.unwrap();
             assert!(fs_err::read(&to).unwrap() == value, "{name}");
             // The name is part of it.
-            fs_err::rename(&from, dir.path().join("other.cred")).unwrap();
-            let other = Tool::host(program)
-                .command()
-                .arg("decrypt")
-                .arg(dir.path().join("other.cred"))
-                .arg(&to)
-                .run();
+            fs_err::rename(&from, dir.path().join("other")).unwrap();
+            let other =
+                Tool::host(program).command().arg("decrypt").arg(dir.path().join("other")).arg(&to).run();
             assert!(other.is_err(), "{name}");
         }
     }

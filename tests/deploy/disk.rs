@@ -75,6 +75,22 @@ impl Drop for Loop {
     }
 }
 
+/// A host command that is run when this is dropped, so that a test that fails leaves no mount.
+#[derive(Debug)]
+pub(crate) struct After(Vec<String>);
+
+impl After {
+    pub(crate) fn new(words: &[&str]) -> Self {
+        After(words.iter().map(|word| (*word).to_owned()).collect())
+    }
+}
+
+impl Drop for After {
+    fn drop(&mut self) {
+        command(&self.0[0]).args(&self.0[1..]).output().ok();
+    }
+}
+
 /// A small image beside its manifest, `out/server.raw` of `env`: an ESP of 66 MiB, a hash tree with a hole, `root` MiB of noise.
 pub(crate) fn image(env: &Env, root: usize) -> PathBuf {
     let out = env.project().join("out");
@@ -131,6 +147,7 @@ pub(crate) fn image(env: &Env, root: usize) -> PathBuf {
         "packages": {}, "boot": {}, "suites": {}, "units": [], "steps": {}, "notes": [],
     });
     env.write("project/out/server.json", manifest.to_string());
+    env.write("project/out/server.files.json", "{}");
     raw
 }
 

@@ -8,7 +8,7 @@ use kiln::deploy::flash::signature;
 use kiln::image::{fat, gpt};
 
 use crate::common::run::{Env, Run, command, files_below, is_root, skipped};
-use crate::disk::{Loop, has, host, image, noise};
+use crate::disk::{After, Loop, has, host, image, noise};
 
 const UNPROVEN: [&str; 2] = ["--unproven", "a test of kiln"];
 
@@ -163,8 +163,8 @@ fn a_node_gets_its_identity_and_only_a_disk_that_fits_its_contract() {
         assert!(names.contains(&format!("loader/credentials/{name}.cred")), "{names:?}");
     }
     if has("systemd-creds") {
-        env.write("k3s.token.cred", reader.read("loader/credentials/k3s.token.cred").unwrap());
-        let run = host("systemd-creds", &["decrypt", env.path("k3s.token.cred").to_str().unwrap(), "-"]);
+        env.write("k3s.token", reader.read("loader/credentials/k3s.token.cred").unwrap());
+        let run = host("systemd-creds", &["decrypt", env.path("k3s.token").to_str().unwrap(), "-"]);
         assert_eq!(run.stdout, "open-sesame");
     }
     // Without an identity the ESP is that of the image.
@@ -255,10 +255,11 @@ fn a_disk_that_fails_does_not_hurt_the_other_one() {
     let env = Env::new();
     let raw = image(&env, 40);
     let Some(good) = Loop::new(&env, "good", 300, 512) else { return };
-    // A disk whose writes fail when 60 MiB are there: its file is in a tmpfs that is too small for it.
+    // A disk whose writes fail when 30 MiB are there: its file is in a tmpfs that is too small for it.
     let small = env.path("small");
     fs_err::create_dir(&small).unwrap();
-    host("mount", &["-t", "tmpfs", "-o", "size=60m", "none", small.to_str().unwrap()]);
+    host("mount", &["-t", "tmpfs", "-o", "size=30m", "none", small.to_str().unwrap()]);
+    let after = After::new(&["umount", small.to_str().unwrap()]);
     let file = small.join("bad");
     fs_err::File::create(&file).unwrap().set_len(300 << 20).unwrap();
     let bad = Loop::over(&file, 512).unwrap();
@@ -266,7 +267,7 @@ fn a_disk_that_fails_does_not_hurt_the_other_one() {
     let (boots, text) = (bad.boots(512), run.text());
     let path = bad.path.clone();
     drop(bad);
-    host("umount", &[small.to_str().unwrap()]);
+    drop(after);
     run.fails(6, &["1 of 2 disks are not done", &path, "failed at byte"]);
     assert!(!boots, "{text}");
     same_parts(&good, &raw, 512, true);

@@ -26,8 +26,8 @@ fn a_disk_that_is_in_use_is_not_written() {
         fs_err::create_dir(&point).unwrap();
         if Run::of(&command("mount").args([&disk.path, point.to_str().unwrap()]).output().unwrap()).code == 0
         {
+            let _after = After::new(&["umount", point.to_str().unwrap()]);
             refused(&env, &disk, &yes, 6, &["it is mounted on", "mount point", "unmount it"]);
-            host("umount", &[point.to_str().unwrap()]);
         } else {
             skipped("this kernel mounts no ext4");
         }
@@ -35,8 +35,8 @@ fn a_disk_that_is_in_use_is_not_written() {
     if has("mkswap") {
         host("mkswap", &[&disk.path]);
         if Run::of(&command("swapon").arg(&disk.path).output().unwrap()).code == 0 {
+            let _after = After::new(&["swapoff", &disk.path]);
             refused(&env, &disk, &yes, 6, &["swap space in use", "swapoff"]);
-            host("swapoff", &[&disk.path]);
         } else {
             skipped("swap space cannot be used here");
         }

@@ -429,7 +429,7 @@ impl Machine {
         found
     }
 
-    /// The disks that this machine runs from: what is below `/`, `/usr`, `/boot`, the ESP, `/var` and swap space.
+    /// The disks that this machine runs from: what is below `/`, `/usr`, `/boot`, the ESP and `/var`.
     fn system_disks(&self) -> BTreeSet<String> {
         const SYSTEM: [&str; 7] = ["/", "/usr", "/boot", "/boot/efi", "/efi", "/var", "/sysroot"];
         let mut todo: Vec<String> = Vec::new();
@@ -446,13 +446,6 @@ impl Machine {
                 todo.extend(source.map(|name| name.replace('/', "!")));
             }
         }
-        let swaps = self.text("proc/swaps").unwrap_or_default();
-        todo.extend(
-            swaps
-                .lines()
-                .skip(1)
-                .filter_map(|l| Some(l.split_whitespace().next()?.strip_prefix("/dev/")?.to_owned())),
-        );
         let (mut disks, mut seen) = (BTreeSet::new(), BTreeSet::new());
         while let Some(name) = todo.pop() {
             if !seen.insert(name.clone()) {

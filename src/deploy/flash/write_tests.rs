@@ -87,7 +87,12 @@ impl Fake {
     fn boots(&self) -> bool {
         let state = self.state();
         let sector = self.sector as usize;
-        let last = state.bytes.len() - sector;
+        let last = match state.fault {
+            Fault::Wraps(real) => (state.bytes.len() - sector) % real as usize,
+            // Nothing is read there.
+            Fault::Drops(_) => sector,
+            _ => state.bytes.len() - sector,
+        };
         let table = |at: usize| &state.bytes[at..at + 8] == b"EFI PART";
         state.bytes[510..512] == [0x55, 0xAA] || table(sector) || table(last)
     }
@@ -377,7 +382,8 @@ fn every_bad_byte_is_found_and_the_disk_does_not_boot() {
                 "{at}: {text}"
             );
             assert!(!error.hints().is_empty());
-            assert!(!disk.boots(), "{at}");
+            // A first MiB that cannot be made zero ends it before anything else is touched.
+            assert!(at == 600 || !disk.boots(), "{at}");
         }
     }
     for fault in [
@@ -440,7 +446,13 @@ fn the_power_may_go_at_any_moment_and_the_disk_boots_nothing_or_everything() {
         }
         result.unwrap_err();
         // With the last write the table may or may not have come; everything else is there by then.
-        if disk.boots() {
+        if disk.boots() && number < 3 {
+            // The first two writes take the tables away; what they describe is all there still.
+            assert!(
+                disk.state().bytes[MIB as usize..149 << 20].iter().all(|byte| *byte == 0x5A),
+                "cut {number}"
+            );
+        } else if disk.boots() {
             assert!(number >= writes - 2, "cut {number} of {writes}");
             let state = disk.state();
             let (image, _) = image();
