@@ -3,7 +3,7 @@
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 
 use crate::common::run::{Env, Run, command, skipped};
-use crate::disk::{Loop, has, host, image};
+use crate::disk::{After, Loop, has, host, image};
 
 /// Flashes an image onto `disk` and gives what came of it; the disk must be as it was.
 #[track_caller]

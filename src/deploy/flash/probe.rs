@@ -15,7 +15,8 @@ const EVEN: u64 = 61;
 /// What a marker begins with; its offset follows.
 const MAGIC: &[u8; 16] = b"kiln size marker";
 
-/// Where markers go, in order. Forged sizes are multiples of true ones, and true ones are near powers of two.
+/// Where markers go, in order. A device that lets writes fall back ignores the upper bits of an address, so its true size is a power of two:
+/// then markers at the larger powers of two fall onto the one at 0. Those at even distances find the end of one that drops them.
 fn places(size: u64) -> Vec<u64> {
     let aligned = |at: u64| at / MARKER as u64 * MARKER as u64;
     let last = aligned(size - MARKER as u64);

@@ -47,6 +47,8 @@ const LAG: u64 = 64 << 20;
 const AGAIN: u64 = 8;
 /// How often what was written is flushed and noted in the journal.
 const MARK: Duration = Duration::from_secs(2);
+/// Bytes that are discarded at once: seconds on a slow card, during which nobody can press Ctrl-C.
+const DISCARD: u64 = 16 << 30;
 /// What is made zero at the end of the disk: the backup table, and labels that RAID and ZFS keep there.
 const TAIL: u64 = 2 << 20;
 
@@ -172,6 +174,15 @@ impl Work<'_> {
             .because(error)
     }
 
+    /// Ends the work once Ctrl-C was pressed.
+    fn interrupted(&self) -> Result<(), Failure> {
+        if !sys::interrupted() {
+            return Ok(());
+        }
+        Err(Failure::new(Kind::Interrupted, format!("interrupted: {} does not boot as it is now", self.name))
+            .hint("run the same command again, which resumes; --restart begins anew"))
+    }
+
     /// Takes the old system away, and sees what kind of device this is.
     fn prepare(&mut self, layout: &Layout, options: &Options<'_>) -> Result<(), Failure> {
         self.watch.begin(Phase::Preparing, 0);
@@ -188,13 +199,17 @@ impl Work<'_> {
             self.wipe(tail, size - tail)?;
         }
         let end = if layout.keeps { layout.end } else { tail };
-        self.discarded = match self.medium.discard(HEAD, end - HEAD) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::debug!(%error, name = self.name, "discard");
-                false
+        let mut at = HEAD;
+        while at < end {
+            let length = DISCARD.min(end - at);
+            if let Err(error) = self.medium.discard(at, length) {
+                tracing::debug!(%error, name = self.name, at, "discard");
+                return Ok(());
             }
-        };
+            at += length;
+            self.interrupted()?;
+        }
+        self.discarded = true;
         Ok(())
     }
 
@@ -268,7 +283,7 @@ impl Work<'_> {
             check(self.medium, self.name, &extent, &mut buffer)?;
             self.done.verified += extent.length;
             self.watch.advance(extent.length);
-            sys::check_interrupt()?;
+            self.interrupted()?;
         }
         self.done.verify_seconds = began.elapsed().as_secs_f64();
         let zeros = Digest::of(b"");
@@ -310,12 +325,12 @@ impl Work<'_> {
                     format!("{} does not keep what is written", self.name),
                 ));
             }
-            if marked.elapsed() >= MARK {
+            if marked.elapsed() >= MARK || sys::interrupted() {
                 self.medium.flush().map_err(|error| self.fail("flushing", extent.at, error))?;
                 journal.mark(extent.at + extent.length)?;
                 marked = Instant::now();
             }
-            sys::check_interrupt()?;
+            self.interrupted()?;
         }
         Ok(())
     }
