@@ -241,7 +241,7 @@ fn a_kill_in_the_middle_leaves_nothing_that_boots_and_the_next_run_resumes() {
 
     let run = flash(&env, &raw, &[&disk], &["--json"]).ok();
     let resumed = run.json()[0]["work"]["resumed"].as_u64().unwrap();
-    assert!(resumed >= 60 << 20 && resumed < 120 << 20, "{}", run.text());
+    assert!((60 << 20..120 << 20).contains(&resumed), "{}", run.text());
     same_parts(&disk, &raw, 512, true);
     judged(&disk);
     assert!(!journal.exists());

@@ -146,3 +146,21 @@ fn parts_of_something_larger_are_lost_only_when_they_are_named() {
     ];
     env.kiln(&run).ok();
 }
+
+#[test]
+fn the_list_is_a_table_or_json_and_no_loop_device_is_in_it() {
+    let env = Env::new();
+    let text = env.kiln(&["flash", "--list"]).ok().stdout;
+    assert!(text.starts_with("DEVICE ") || text.starts_with("(no disks)"), "{text}");
+    assert!(!text.contains("/dev/loop") && !text.contains("/dev/zram"), "{text}");
+    let list = env.kiln(&["--json", "flash", "--list"]).ok().json();
+    for disk in list.as_array().unwrap() {
+        for key in [
+            "path", "size", "sector", "bus", "serial", "wwn", "mounts", "holders", "swaps", "system", "holds",
+        ] {
+            assert!(disk.get(key).is_some(), "{key}: {disk}");
+        }
+    }
+    let run = env.kiln(&["flash", "--list", "--device", "/dev/sda"]);
+    assert_eq!(run.code, 2, "{}", run.text());
+}

@@ -56,10 +56,7 @@ impl Candidate {
         let (holds, unread) = match signature::read(&disk) {
             Ok(holds) => (holds, None),
             // Without the path, which stands beside it.
-            Err(error) => (
-                Vec::new(),
-                Some(error.raw_os_error().map_or(error, io::Error::from_raw_os_error).to_string()),
-            ),
+            Err(error) => (Vec::new(), Some(error.kind().to_string())),
         };
         Candidate { disk, holds, unread }
     }
@@ -159,7 +156,7 @@ pub fn check_words(overwrite: &[String]) -> Result<(), Failure> {
     for word in overwrite {
         if !MEMBERS.contains(&word.as_str()) {
             let mut failure = Failure::new(Kind::Input, format!("--overwrite knows no `{}`", plain(word)));
-            if let Some(near) = nearest(word, MEMBERS.into_iter()) {
+            if let Some(near) = nearest(word, MEMBERS) {
                 failure = failure.hint(format!("did you mean `{near}`?"));
             }
             return Err(failure.hint(format!("known are {}", MEMBERS.join(", "))));
@@ -343,10 +340,10 @@ pub fn open(machine: &Machine, chosen: &Candidate, wish: &Wish<'_>) -> Result<Bl
     let flags = OFlags::EXCL | OFlags::DIRECT;
     let mut options = fs_err::OpenOptions::new();
     options.read(true).write(true).custom_flags(flags.bits() as i32);
-    let mut file = options.open(&disk.path).map_err(|error| match error.raw_os_error() {
-        Some(libc::EBUSY) => Failure::new(Kind::Store, format!("{name} is in use"))
+    let mut file = options.open(&disk.path).map_err(|error| match error.kind() {
+        io::ErrorKind::ResourceBusy => Failure::new(Kind::Store, format!("{name} is in use"))
             .hint("another kiln flashes it, or something holds it that this machine's lists do not show: look at lsblk and lsof"),
-        Some(libc::EACCES | libc::EPERM) => {
+        io::ErrorKind::PermissionDenied => {
             Failure::new(Kind::Store, format!("{name} cannot be opened")).hint("run as root: `sudo kiln flash …`").because(error)
         }
         _ => Failure::new(Kind::Store, format!("{name} cannot be opened")).because(error),

@@ -10,7 +10,7 @@ use super::journal::Journal;
 use super::proof::Proof;
 use super::receipt::{Device, Image, Receipt, SCHEMA};
 use super::source::{Facts, Source};
-use super::write::{Options, Watch, write};
+use super::write::{Options, Watch, Written, write};
 use crate::cluster::Credential;
 use crate::error::{Failure, Kind};
 use crate::lock::time;
@@ -79,10 +79,38 @@ pub fn least(profile: &Profile, manifest: &Manifest) -> anyhow::Result<u64> {
     Ok(first + 2 * (slot.bytes() + verity_slot(slot)) + rootfs::var(profile).bytes() + (1 << 20))
 }
 
-/// Does what `order` says; journal and receipt are kept in `folder`.
+/// Takes the disk that was chosen, writes `source` onto it and reads it back: what every way of installing has in common. A node that
+/// writes its own disk has no place for a journal, and begins anew after a power cut.
 ///
 /// # Errors
 /// As [`claim::open`] and [`write`](fn@write).
+pub fn install(
+    machine: &Machine,
+    chosen: &Candidate,
+    wish: &Wish<'_>,
+    source: Source<'_>,
+    options: &Options<'_>,
+    journal: impl FnOnce() -> Result<Journal, Failure>,
+    watch: &dyn Watch,
+) -> Result<Written, Failure> {
+    let disk = &chosen.disk;
+    let name = disk.path.display().to_string();
+    let device = claim::open(machine, chosen, wish)?;
+    // Only now: the journal of a disk belongs to whoever has the disk.
+    let mut journal = journal()?;
+    let options = Options { overlap: claim::overlaps(disk), probe: true, ..options.clone() };
+    let written = write(&device, &name, source, &options, &mut journal, watch)?;
+    if let Err(error) = sys::reread_partitions(device.file()) {
+        // The kernel goes on with the old table, which matters to nobody who unplugs the disk or boots from it.
+        tracing::debug!(%error, name, "partition table");
+    }
+    Ok(written)
+}
+
+/// Does what `order` says; journal and receipt are kept in `folder`.
+///
+/// # Errors
+/// As [`install`]; [`Kind::Store`] if the receipt cannot be kept, when the disk is done.
 pub fn flash(
     machine: &Machine,
     order: &Order<'_>,
@@ -91,25 +119,13 @@ pub fn flash(
 ) -> Result<Receipt, Failure> {
     let Order { chosen, wish, image, .. } = order;
     let (disk, manifest) = (&chosen.disk, &image.manifest);
-    let name = disk.path.display().to_string();
     let facts = Facts { digest: manifest.disk.sha256, size: manifest.disk.size, epoch: manifest.epoch };
     let source = Source::open(&image.file, facts)?;
-    let device = claim::open(machine, chosen, wish)?;
-    let mut journal = Journal::open(&folder.join("flash"), disk.word(), order.restart)?;
-    let options = Options {
-        identity: &order.identity,
-        keep_state: order.keep_state,
-        least: image.least,
-        overlap: claim::overlaps(disk),
-        probe: true,
-    };
+    let (identity, keep_state) = (order.identity.as_slice(), order.keep_state);
+    let options = Options { identity, keep_state, least: image.least, ..Options::default() };
+    let journal = || Journal::open(&folder.join("flash"), disk.word(), order.restart);
     let started = time::iso(time::now());
-    let work = write(&device, &name, source, &options, &mut journal, watch)?;
-    if let Err(error) = sys::reread_partitions(device.file()) {
-        // The kernel goes on with the old table, which matters to nobody who unplugs the disk or boots from it.
-        tracing::debug!(%error, name, "partition table");
-    }
-    drop(device);
+    let work = install(machine, chosen, wish, source, &options, journal, watch)?;
     let ejected = order.eject && disk.bus == Bus::Known(DiskBus::Usb) && eject(disk);
     let seconds = work.write_seconds.max(0.001);
     let receipt = Receipt {

@@ -1,8 +1,8 @@
 //! Writing an image and reading it back.
 //!
 //! ```text
-//! reader thread            this thread                       checker thread, where the device allows
-//! image ─ hash, cut ─►▒▒▒─ write, zero, note the digest ─►░░░ read back what is 64 MiB behind, compare
+//! reader          hasher             this thread         checker, where the device allows
+//! image ─ cut ─►▒▒ digest, zeros? ─►▒▒ write or zero ──►░░ read back what is 64 MiB behind, compare
 //! ```
 //!
 //! The order is what makes a disk that was left half-written boot nothing, neither the new system nor the old one:
@@ -39,8 +39,8 @@ use crate::sys;
 
 /// Bytes of a write; large enough for the queue of a disk, small enough that a stick answers Ctrl-C soon.
 const CHUNK: usize = 4 << 20;
-/// Chunks that are read ahead.
-const AHEAD: usize = 4;
+/// Chunks that wait between two threads.
+const AHEAD: usize = 3;
 /// What is read back while more is written lies so far behind that no page cache and no small cache of the device has it.
 const LAG: u64 = 64 << 20;
 /// Every so-manieth of these is read again in the end: what is written later must not fall onto it.
@@ -114,6 +114,13 @@ struct Extent {
     length: u64,
     /// Of the bytes; `None` for zeros.
     digest: Option<Digest>,
+}
+
+/// A stretch of the image that nobody has looked at.
+struct Raw {
+    at: u64,
+    length: usize,
+    bytes: Aligned,
 }
 
 /// A stretch on its way to the disk.
@@ -245,11 +252,13 @@ impl Work<'_> {
         let bad = AtomicBool::new(false);
         let mut extents: Vec<Extent> = Vec::new();
         let left = thread::scope(|scope| {
+            let (raw, hashing) = sync_channel(AHEAD);
             let (pieces, coming) = sync_channel(AHEAD);
             let (used, unused) = channel();
             let identity = options.identity;
             let sector = medium.sector();
-            scope.spawn(move || read(source, &layout.moves, sector, identity, &pieces, &unused));
+            scope.spawn(move || read(source, &layout.moves, sector, identity, &raw, &unused));
+            scope.spawn(move || hash(&hashing, &pieces));
             let (behind, checker) = if options.overlap {
                 let (behind, written) = channel();
                 let bad = &bad;
@@ -472,12 +481,26 @@ fn read(
     moves: &[Move],
     sector: u32,
     identity: &[Credential],
-    pieces: &SyncSender<Result<Piece, Failure>>,
+    raw: &SyncSender<Result<Raw, Failure>>,
     unused: &Receiver<Aligned>,
 ) {
-    if let Err(Some(failure)) = cut(source, moves, sector, identity, pieces, unused) {
+    if let Err(Some(failure)) = cut(source, moves, sector, identity, raw, unused) {
         // Gone if the writer failed before.
-        let _ = pieces.send(Err(failure));
+        let _ = raw.send(Err(failure));
+    }
+}
+
+/// The thread that takes the digest of each stretch, for the image's own digest keeps the reader busy.
+fn hash(raw: &Receiver<Result<Raw, Failure>>, pieces: &SyncSender<Result<Piece, Failure>>) {
+    for stretch in raw {
+        let piece = stretch.map(|Raw { at, length, bytes }| {
+            let digest = (!is_zero(&bytes[..length])).then(|| Digest::of(&bytes[..length]));
+            let extent = Extent { at, length: length as u64, digest };
+            Piece { extent, bytes: digest.map(|_| bytes) }
+        });
+        if pieces.send(piece).is_err() {
+            return;
+        }
     }
 }
 
@@ -487,7 +510,7 @@ fn cut(
     moves: &[Move],
     sector: u32,
     identity: &[Credential],
-    pieces: &SyncSender<Result<Piece, Failure>>,
+    raw: &SyncSender<Result<Raw, Failure>>,
     unused: &Receiver<Aligned>,
 ) -> Result<(), Option<Failure>> {
     let failed = |error: io::Error| {
@@ -497,12 +520,8 @@ fn cut(
                 .because(error),
         )
     };
-    let send = |bytes: Aligned, length: usize, at: u64| {
-        let digest = (!is_zero(&bytes[..length])).then(|| Digest::of(&bytes[..length]));
-        let extent = Extent { at, length: length as u64, digest };
-        let bytes = digest.map(|_| bytes);
-        pieces.send(Ok(Piece { extent, bytes })).map_err(|_| None)
-    };
+    let send =
+        |bytes: Aligned, length: usize, at: u64| raw.send(Ok(Raw { at, length, bytes })).map_err(|_| None);
     let buffer = || unused.try_recv().unwrap_or_else(|_| Aligned::new(CHUNK));
     let epoch = source.facts().epoch;
     for it in moves {

@@ -124,7 +124,7 @@ impl Medium for Fake {
             _ if state.off => return Err(io_error()),
             Fault::Read(bad) if (at..at + length).contains(&bad) => return Err(io_error()),
             Fault::Wraps(real) => {
-                (0..n).for_each(|i| bytes[i] = state.bytes[((at + i as u64) % real) as usize])
+                (0..n).for_each(|i| bytes[i] = state.bytes[((at + i as u64) % real) as usize]);
             }
             Fault::Drops(real) if at >= real => bytes.fill(0),
             _ => bytes[..n].copy_from_slice(&state.bytes[at as usize..][..n]),
