@@ -57,15 +57,26 @@ impl Loop {
         self.path.strip_prefix("/dev/").unwrap()
     }
 
+    /// All bytes; a large disk is read by [`Loop::at`].
     pub(crate) fn bytes(&self) -> Vec<u8> {
         fs_err::read(&self.file).unwrap()
     }
 
+    pub(crate) fn at(&self, offset: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        let file = fs_err::File::open(&self.file).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(file.file(), &mut bytes, offset).unwrap();
+        bytes
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        fs_err::metadata(&self.file).unwrap().len()
+    }
+
     /// Whether firmware would find anything to start.
-    pub(crate) fn boots(&self, sector: usize) -> bool {
-        let bytes = self.bytes();
-        let table = |at: usize| &bytes[at..at + 8] == b"EFI PART";
-        bytes[510..512] == [0x55, 0xAA] || table(sector) || table(bytes.len() - sector)
+    pub(crate) fn boots(&self, sector: u64) -> bool {
+        let table = |at: u64| self.at(at, 8) == b"EFI PART";
+        self.at(510, 2) == [0x55, 0xAA] || table(sector) || table(self.size() - sector)
     }
 }
 
