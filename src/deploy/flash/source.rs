@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use super::medium::Aligned;
 use crate::digest::{Digest, Hasher};
@@ -11,6 +12,8 @@ use crate::image::gpt::{self, Table};
 
 /// Bytes before the first partition: the table of the image.
 pub(super) const HEAD: u64 = 1 << 20;
+/// Bytes that are read ahead at once.
+const CHUNK: usize = 1 << 20;
 /// Images have sectors of this size, whatever the disk has.
 const SECTOR: u32 = 512;
 
@@ -94,6 +97,14 @@ impl<'a> Source<'a> {
         Facts { digest: self.digest, size: self.size, epoch: self.epoch }
     }
 
+    /// Lets another thread read (and decompress) ahead: gives what that thread has to do. Taking the digest keeps this one busy.
+    pub(super) fn ahead(&mut self) -> impl FnOnce() + Send + use<'a> {
+        let (chunks, coming) = sync_channel(2);
+        let ahead = Ahead { coming, chunk: Vec::new(), at: 0 };
+        let stream = std::mem::replace(&mut self.stream, Box::new(ahead));
+        move || pump(stream, &chunks)
+    }
+
     /// The next byte that will be read.
     pub(super) fn position(&self) -> u64 {
         self.hasher.len()
@@ -136,6 +147,47 @@ impl<'a> Source<'a> {
             return Err(changed(format!("its sha256 is {found}, {} is expected", self.digest)));
         }
         Ok(())
+    }
+}
+
+/// What another thread has read.
+struct Ahead {
+    coming: Receiver<io::Result<Vec<u8>>>,
+    chunk: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Ahead {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.chunk.len() {
+            // Without a sender the stream is at its end.
+            let Ok(chunk) = self.coming.recv() else { return Ok(0) };
+            (self.chunk, self.at) = (chunk?, 0);
+        }
+        let n = bytes.len().min(self.chunk.len() - self.at);
+        bytes[..n].copy_from_slice(&self.chunk[self.at..][..n]);
+        self.at += n;
+        Ok(n)
+    }
+}
+
+/// Reads to the end, or until nobody wants it any more.
+fn pump(mut stream: impl Read, chunks: &SyncSender<io::Result<Vec<u8>>>) {
+    loop {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        let read = stream.by_ref().take(CHUNK as u64).read_to_end(&mut chunk);
+        if !chunk.is_empty() && chunks.send(Ok(chunk)).is_err() {
+            return;
+        }
+        match read {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) => {
+                // Gone if the writer failed before.
+                let _ = chunks.send(Err(error));
+                return;
+            }
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Writing an image and reading it back.
 //!
 //! ```text
-//! reader          hasher             this thread         checker, where the device allows
-//! image ─ cut ─►▒▒ digest, zeros? ─►▒▒ write or zero ──►░░ read back what is 64 MiB behind, compare
+//! file, zstd ─►▒ image's digest, cut ─►▒ digest, zeros? ─►▒ write or zero ─►░ read back what is 64 MiB behind, compare
+//!                                                          this thread      only where the device allows
 //! ```
 //!
 //! The order is what makes a disk that was left half-written boot nothing, neither the new system nor the old one:
@@ -141,6 +141,10 @@ struct Work<'a> {
     discarded: bool,
     /// Whether the device makes zeros by itself.
     zeroes: bool,
+    /// Whether something was written after other things were read back.
+    mended: bool,
+    /// For what is read back.
+    buffer: Aligned,
     done: Written,
 }
 
@@ -165,7 +169,17 @@ pub fn write(
     }
     let resume = journal.begin(&source.facts(), medium, old.as_ref())?;
     let done = Written::default();
-    let mut work = Work { medium, name, watch, resume, discarded: false, zeroes: true, done };
+    let mut work = Work {
+        medium,
+        name,
+        watch,
+        resume,
+        discarded: false,
+        zeroes: true,
+        mended: false,
+        buffer: Aligned::new(CHUNK),
+        done,
+    };
     work.prepare(&layout, options)?;
     work.stream(&layout, source, options, journal)?;
     work.finish(&layout.table)?;
@@ -241,7 +255,7 @@ impl Work<'_> {
     fn stream(
         &mut self,
         layout: &Layout,
-        source: Source<'_>,
+        mut source: Source<'_>,
         options: &Options<'_>,
         journal: &mut Journal,
     ) -> Result<(), Failure> {
@@ -257,6 +271,7 @@ impl Work<'_> {
             let (used, unused) = channel();
             let identity = options.identity;
             let sector = medium.sector();
+            scope.spawn(source.ahead());
             scope.spawn(move || read(source, &layout.moves, sector, identity, &raw, &unused));
             scope.spawn(move || hash(&hashing, &pieces));
             let (behind, checker) = if options.overlap {
@@ -287,12 +302,15 @@ impl Work<'_> {
         };
         let began = Instant::now();
         self.watch.begin(Phase::Verifying, left.iter().map(|extent| extent.length).sum());
-        let mut buffer = Aligned::new(CHUNK);
         for extent in left {
-            check(self.medium, self.name, &extent, &mut buffer)?;
-            self.done.verified += extent.length;
+            self.verify(&extent)?;
             self.watch.advance(extent.length);
             self.interrupted()?;
+        }
+        // On a disk that lies about its size what was mended lies over something else.
+        if self.mended {
+            self.discarded = false;
+            extents.iter().try_for_each(|extent| self.verify(extent))?;
         }
         self.done.verify_seconds = began.elapsed().as_secs_f64();
         let zeros = Digest::of(b"");
@@ -346,9 +364,8 @@ impl Work<'_> {
 
     /// Whether an earlier run left at `extent` what should be there.
     fn is_there(&mut self, extent: &Extent) -> bool {
-        let mut buffer = Aligned::new(CHUNK);
         let there = extent.at + extent.length <= self.resume
-            && check(self.medium, self.name, extent, &mut buffer).is_ok();
+            && check(self.medium, self.name, extent, &mut self.buffer).is_ok();
         self.done.resumed += if there { extent.length } else { 0 };
         there
     }
@@ -365,15 +382,19 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// What was discarded is mostly zero already: reading back shows it, and what is not is put right then.
     fn zeros(&mut self, extent: &Extent) -> Result<(), Failure> {
         if self.is_there(extent) {
             return Ok(());
         }
-        let mut buffer = Aligned::new(CHUNK);
-        if self.discarded && check(self.medium, self.name, extent, &mut buffer).is_ok() {
-            self.done.zeroed += extent.length;
-            return Ok(());
+        if !self.discarded {
+            return self.make_zero(extent);
         }
+        self.done.zeroed += extent.length;
+        Ok(())
+    }
+
+    fn make_zero(&mut self, extent: &Extent) -> Result<(), Failure> {
         if self.zeroes {
             match self.medium.zero(extent.at, extent.length) {
                 Ok(()) => {
@@ -384,12 +405,27 @@ impl Work<'_> {
                 Err(error) => return Err(self.fail("writing", extent.at, error)),
             }
         }
-        buffer.fill(0);
-        let length = usize::try_from(extent.length).unwrap_or(0);
-        self.medium
-            .write_all(&buffer[..length], extent.at)
-            .map_err(|error| self.fail("writing", extent.at, error))?;
+        let zeros = Aligned::new(usize::try_from(extent.length).unwrap_or(0));
+        self.medium.write_all(&zeros, extent.at).map_err(|error| self.fail("writing", extent.at, error))?;
         self.done.written += extent.length;
+        Ok(())
+    }
+
+    /// Reads back and compares.
+    fn verify(&mut self, extent: &Extent) -> Result<(), Failure> {
+        let mut buffer = std::mem::replace(&mut self.buffer, Aligned::new(0));
+        let mut found = check(self.medium, self.name, extent, &mut buffer);
+        if found.is_err() && extent.digest.is_none() && self.discarded {
+            // It is none of the devices on which discarded bytes are zero.
+            self.done.zeroed -= extent.length;
+            self.make_zero(extent)?;
+            self.mended = true;
+            self.medium.flush().map_err(|error| self.fail("flushing", extent.at, error))?;
+            found = check(self.medium, self.name, extent, &mut buffer);
+        }
+        self.buffer = buffer;
+        found?;
+        self.done.verified += extent.length;
         Ok(())
     }
 
@@ -416,10 +452,8 @@ impl Work<'_> {
         self.medium.flush().map_err(|error| self.fail("flushing", at, error))?;
         let length = bytes.len() as u64;
         let extent = Extent { at, length, digest: Some(Digest::of(bytes)) };
-        check(self.medium, self.name, &extent, &mut Aligned::new(CHUNK))?;
         self.done.written += length;
-        self.done.verified += length;
-        Ok(())
+        self.verify(&extent)
     }
 }
 
@@ -458,6 +492,10 @@ fn follow(
     let (mut queue, mut queued, mut verified) = (VecDeque::<Extent>::new(), 0, 0);
     let (mut again, mut count) = (VecDeque::new(), 0);
     for extent in written {
+        if extent.digest.is_none() {
+            again.push_back(extent);
+            continue;
+        }
         queued += extent.length;
         queue.push_back(extent);
         while queued > LAG {

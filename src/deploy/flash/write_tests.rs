@@ -420,9 +420,11 @@ fn a_disk_that_keeps_nothing_and_disks_that_lie_about_their_size_are_found_at_on
     }
     // What the markers do not find, such as a size that is no power of two, reading everything back does.
     for fault in [Fault::Wraps(64 * MIB), Fault::Wraps(40 * MIB), Fault::Drops(70 * MIB)] {
-        let disk = Fake::new(256 * MIB, fault);
-        let result = run(&disk, &Options { overlap: true, ..Options::default() });
-        assert!(result.is_err() && !disk.boots(), "{fault:?}");
+        for (overlap, discards) in [(true, Some(0)), (false, Some(0xFF)), (false, None)] {
+            let disk = Fake { discards, ..Fake::new(256 * MIB, fault) };
+            let result = run(&disk, &Options { overlap, ..Options::default() });
+            assert!(result.is_err() && !disk.boots(), "{fault:?} {overlap} {discards:?}");
+        }
     }
 }
 
