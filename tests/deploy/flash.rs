@@ -2,10 +2,12 @@
 
 use std::io::{Cursor, Write as _};
 use std::path::Path;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use kiln::deploy::flash::signature;
 use kiln::image::{fat, gpt};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::run::{Env, Run, command, files_below, is_root, skipped};
 use crate::disk::{After, Loop, has, host, image, noise};
@@ -192,6 +194,41 @@ fn cluster_contract(env: &Env, contract: &str) {
     env.edit("project/cluster.toml", line, &format!("disk = {contract}"));
 }
 
+/// Begins to flash an image that comes through a pipe, so that the moment can be chosen.
+fn slowly(env: &Env, disk: &Loop) -> (Child, fs_err::File) {
+    fs_err::create_dir_all(env.path("slow")).unwrap();
+    let pipe = env.path("slow/server.raw");
+    host("mkfifo", &[pipe.to_str().unwrap()]);
+    fs_err::copy(env.project().join("out/server.json"), env.path("slow/server.json")).unwrap();
+    let child = env
+        .command()
+        .args(["flash", "--image", pipe.to_str().unwrap(), "--device", &disk.path, "--yes", disk.name()])
+        .args(UNPROVEN)
+        .spawn()
+        .unwrap();
+    (child, fs_err::OpenOptions::new().write(true).open(&pipe).unwrap())
+}
+
+#[test]
+fn ctrl_c_says_that_the_disk_does_not_boot_and_how_to_go_on() {
+    let env = Env::new();
+    let raw = image(&env, 60);
+    let Some(disk) = Loop::new(&env, "disk", 300, 512) else { return };
+    let bytes = fs_err::read(&raw).unwrap();
+    let (child, mut into) = slowly(&env, &disk);
+    into.write_all(&bytes[..90 << 20]).unwrap();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    // It is noticed with the next piece, and then nobody reads the rest.
+    into.write_all(&bytes[90 << 20..]).ok();
+    drop(into);
+    let run = Run::of(&child.wait_with_output().unwrap());
+    run.fails(130, &["interrupted", &disk.path, "does not boot", "which resumes"]);
+    assert!(!disk.boots(512));
+    let run = flash(&env, &raw, &[&disk], &["--json"]).ok();
+    assert!(run.json()[0]["work"]["resumed"].as_u64().unwrap() > 0, "{}", run.text());
+    same_parts(&disk, &raw, 512, true);
+}
+
 #[test]
 fn a_kill_in_the_middle_leaves_nothing_that_boots_and_the_next_run_resumes() {
     let env = Env::new();
@@ -201,19 +238,8 @@ fn a_kill_in_the_middle_leaves_nothing_that_boots_and_the_next_run_resumes() {
     flash(&env, &raw, &[&disk], &[]).ok();
     assert!(disk.boots(512));
 
-    // The image comes through a pipe, so that the moment can be chosen.
     let bytes = fs_err::read(&raw).unwrap();
-    fs_err::create_dir_all(env.path("slow")).unwrap();
-    let pipe = env.path("slow/server.raw");
-    host("mkfifo", &[pipe.to_str().unwrap()]);
-    fs_err::copy(env.project().join("out/server.json"), env.path("slow/server.json")).unwrap();
-    let mut child = env
-        .command()
-        .args(["flash", "--image", pipe.to_str().unwrap(), "--device", &disk.path, "--yes", disk.name()])
-        .args(UNPROVEN)
-        .spawn()
-        .unwrap();
-    let mut into = fs_err::OpenOptions::new().write(true).open(&pipe).unwrap();
+    let (mut child, mut into) = slowly(&env, &disk);
     into.write_all(&bytes[..100 << 20]).unwrap();
     // After two seconds what was written is flushed and noted, with the next piece that comes.
     std::thread::sleep(Duration::from_millis(2500));

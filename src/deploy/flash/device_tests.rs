@@ -117,7 +117,7 @@ fn workstation() -> Made {
     made.write(
         "proc/self/mountinfo",
         "22 1 252:0 / / rw,relatime shared:1 - ext4 /dev/mapper/root rw\n\
-         30 22 259:1 / /boot/efi rw - vfat /dev/nvme0n1p1 rw\n\
+         30 22 259:1 / /mnt/efi rw - vfat /dev/nvme0n1p1 rw\n\
          31 22 0:45 /sub /mnt/a\\040b rw - btrfs /dev/sda1 rw,subvol=/sub\n",
     );
     made.write("proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n/dev/sda1  partition 100 0 -2\n");
@@ -165,7 +165,7 @@ fn disks_are_what_sysfs_says_and_what_is_none_is_left_out() {
     );
     let by = |name: &str| disks.iter().find(|disk| disk.name == name).unwrap();
     assert_eq!(by("nvme0n1").holders, ["dm-0 (root)"]);
-    assert_eq!(by("nvme0n1").mounts, ["/boot/efi"]);
+    assert_eq!(by("nvme0n1").mounts, ["/mnt/efi"]);
     assert_eq!(
         (by("sda").mounts.as_slice(), by("sda").swaps.as_slice()),
         (&["/mnt/a b".to_owned()][..], &["sda1".to_owned()][..])

@@ -53,6 +53,11 @@ pub(super) fn plan(
     old: Option<&Table>,
     name: &str,
 ) -> Result<Layout, Failure> {
+    if sector != 512 && sector != 4096 {
+        let text = format!("{name} has sectors of {sector} bytes: only 512 and 4096 are known");
+        return Err(Failure::new(Kind::Store, text)
+            .hint("format it for one of these, as `sg_format` does, or take another disk"));
+    }
     let mut parts = image.partitions.clone();
     parts.sort_by_key(|part| part.offset);
     let mut moves = Vec::new();
@@ -215,6 +220,12 @@ mod tests {
         );
         assert!(plan(&image(), 315 * MIB, 512, None, "sda").is_ok());
         assert!(plan(&image(), 315 * MIB, 4096, None, "sda").is_err());
+        assert!(
+            plan(&image(), 999 * MIB, 520, None, "sda")
+                .unwrap_err()
+                .to_string()
+                .contains("sectors of 520 bytes")
+        );
     }
 
     #[test]
