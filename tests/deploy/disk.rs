@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use kiln::image::disk::{self, Slot};
 use kiln::image::fat::{self, FileSystem};
 use kiln::image::gpt::{self, Wanted};
 use kiln::tree::TreePath;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::run::{Env, Run, command, is_root, skipped};
 
@@ -99,6 +102,56 @@ impl After {
 impl Drop for After {
     fn drop(&mut self) {
         command(&self.0[0]).args(&self.0[1..]).output().ok();
+    }
+}
+
+/// A file whose sector 300000 fails, by QEMU's blkdebug behind FUSE.
+#[derive(Debug)]
+pub(crate) struct Failing {
+    pub(crate) file: PathBuf,
+    daemon: Child,
+}
+
+impl Failing {
+    /// One on which `kind`, `read` or `write`, fails; `None`, and said why, where QEMU or FUSE is not there.
+    pub(crate) fn new(env: &Env, kind: &str, mib: u64) -> Option<Self> {
+        if !is_root() || !has("qemu-storage-daemon") || !Path::new("/dev/fuse").exists() {
+            skipped("errors of a device are injected by qemu-storage-daemon over FUSE, as root");
+            return None;
+        }
+        let (raw, file) = (env.path(&format!("{kind}.raw")), env.path(&format!("{kind}.disk")));
+        fs_err::File::create(&raw).unwrap().set_len(mib << 20).unwrap();
+        fs_err::write(&file, "").unwrap();
+        let rule = serde_json::json!({ "event": "none", "iotype": kind, "errno": 5, "sector": 300_000, "once": false });
+        let node = serde_json::json!({ "node-name": "d", "driver": "blkdebug", "image": "f", "inject-error": [rule] });
+        let daemon = command("qemu-storage-daemon")
+            .args(["--blockdev", &format!("node-name=f,driver=file,filename={}", raw.display())])
+            .args(["--blockdev", &node.to_string()])
+            .args([
+                "--export",
+                &format!("type=fuse,id=e,node-name=d,mountpoint={},writable=on", file.display()),
+            ])
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut failing = Failing { file, daemon };
+        let end = Instant::now() + Duration::from_secs(20);
+        while fs_err::metadata(&failing.file).map_or(0, |meta| meta.len()) == 0 {
+            if failing.daemon.try_wait().unwrap().is_some() || Instant::now() > end {
+                skipped("this qemu-storage-daemon exports nothing over FUSE");
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Some(failing)
+    }
+}
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        // Asked to end, it unmounts.
+        kill_process(Pid::from_child(&self.daemon), Signal::TERM).ok();
+        self.daemon.wait().ok();
     }
 }
 

@@ -10,7 +10,7 @@ use kiln::image::{fat, gpt};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::common::run::{Env, Run, command, files_below, is_root, skipped};
-use crate::disk::{After, Loop, has, host, image, noise};
+use crate::disk::{After, Failing, Loop, has, host, image, noise};
 
 const UNPROVEN: [&str; 2] = ["--unproven", "a test of kiln"];
 
@@ -292,6 +292,23 @@ fn a_disk_that_fails_does_not_hurt_the_other_one() {
     assert!(!boots, "{text}");
     same_parts(&good, &raw, 512, true);
     judged(&good);
+}
+
+#[test]
+fn an_error_of_the_device_is_told_with_its_place_and_nothing_boots() {
+    let env = Env::new();
+    let raw = image(&env, 100);
+    for (kind, words) in [("read", "reading back"), ("write", "writing")] {
+        let Some(failing) = Failing::new(&env, kind, 300) else { return };
+        let disk = Loop::over(&failing.file, 512).unwrap();
+        // Sector 300000 is in the root: the piece of 4 MiB that holds it is named.
+        let run = flash(&env, &raw, &[&disk], &[]);
+        run.fails(
+            6,
+            &[&format!("{words} {} failed at byte 15", disk.path), "Input/output error", "does not boot"],
+        );
+        assert!(!disk.boots(512), "{kind}");
+    }
 }
 
 #[test]

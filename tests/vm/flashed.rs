@@ -1,8 +1,9 @@
-//! A disk that was flashed, with an identity on its ESP, boots and is who it was told to be.
+//! A disk that was flashed, with an identity on its ESP, boots and is who it was told to be; flashed anew it has what it had, if asked to.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use kiln::cluster::Credential;
 use kiln::cluster::secret::Value;
@@ -52,36 +53,59 @@ impl Watch for Nobody {
     fn advance(&self, _: u64) {}
 }
 
-#[test]
-fn a_flashed_disk_boots_and_takes_its_identity_from_its_esp() {
+/// Flashes the image of the profile `bare` onto the file `path` for a node of this name.
+fn flash(path: &Path, name: &str, keep_state: bool) {
     let image = images::image("bare", "amd64");
     let manifest = images::manifest("bare", "amd64");
-    let dir = tempfile::Builder::new().prefix("kiln-flashed-").tempdir_in(images::folder()).unwrap();
-    let path = dir.path().join("disk");
-    let file = fs_err::OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
-    file.set_len(12 << 30).unwrap();
+    let file = fs_err::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let credential = |name: &str, value: &str| Credential {
         name: name.to_owned(),
         value: Value::new(value),
         secret: false,
     };
     let identity = [
-        credential("system.hostname", "flashed-3"),
+        credential("system.hostname", name),
         credential("network.network.50-nic0", "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n"),
         credential("ssh.authorized_keys.root", super::SSH_KEY),
         credential("passwd.hashed-password.root", super::HASH),
     ];
     let facts = Facts { digest: manifest.disk.sha256, size: manifest.disk.size, epoch: manifest.epoch };
     let source = Source::open(&image, facts).unwrap();
-    let options = Options { identity: &identity, ..Options::default() };
+    let options = Options { identity: &identity, keep_state, ..Options::default() };
     write(&Disk(file.into_file()), "a file", source, &options, &mut Journal::none(), &Nobody).unwrap();
+}
 
+#[test]
+fn a_flashed_disk_boots_takes_its_identity_from_its_esp_and_keeps_its_state_when_asked() {
+    images::image("bare", "amd64");
+    let dir = tempfile::Builder::new().prefix("kiln-flashed-").tempdir_in(images::folder()).unwrap();
+    let path = dir.path().join("disk");
+    fs_err::File::create(&path).unwrap().set_len(12 << 30).unwrap();
+    flash(&path, "flashed-3", false);
     let mut node = Setup { disk: None, ..Setup::of(&path) }.boot();
     let ready = node.ready();
     assert!(ready.is_good(), "{ready:?}");
     assert_eq!(ready.hostname, "flashed-3");
-    let facts = node.facts();
-    assert_eq!(facts.one("authorized"), super::SSH_KEY);
-    assert_eq!(facts.one("shadow"), super::HASH);
-    assert_eq!(facts.all("partition").len(), 6, "the first boot makes the second slot and /var: {facts:?}");
+    let first = node.facts();
+    assert_eq!(first.one("authorized"), super::SSH_KEY);
+    assert_eq!(first.one("shadow"), super::HASH);
+    assert_eq!(first.one("marker"), "", "an empty /var");
+    assert_eq!(first.all("partition").len(), 6, "the first boot makes the second slot and /var: {first:?}");
+    let folder = node.power_off();
+
+    // The disk as the node left it, flashed anew.
+    let qemu = kiln::exec::Tool::from_tree(&images::tools("qemu"), "usr/bin/qemu-img").unwrap();
+    let (overlay, next) = (folder.join("disk0.qcow2"), dir.path().join("next"));
+    qemu.command().args(["convert", "-O", "raw"]).arg(&overlay).arg(&next).run().unwrap();
+    flash(&next, "flashed-4", true);
+    let mut node = Setup { disk: None, ..Setup::of(&next) }.boot();
+    let ready = node.ready();
+    assert!(ready.is_good(), "{ready:?}");
+    assert_eq!(ready.hostname, "flashed-4");
+    let second = node.facts();
+    assert_eq!(second.one("marker"), "was here", "/var is what it was: {second:?}");
+    assert_eq!(second.one("host-key"), first.one("host-key"));
+    assert_eq!(second.all("partition"), first.all("partition"));
+    drop(node);
+    fs_err::remove_dir_all(folder).unwrap();
 }
