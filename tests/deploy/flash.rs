@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use kiln::deploy::flash::signature;
 use kiln::image::{fat, gpt};
 use rustix::process::{Pid, Signal, kill_process};
@@ -200,13 +201,27 @@ fn slowly(env: &Env, disk: &Loop) -> (Child, fs_err::File) {
     let pipe = env.path("slow/server.raw");
     host("mkfifo", &[pipe.to_str().unwrap()]);
     fs_err::copy(env.project().join("out/server.json"), env.path("slow/server.json")).unwrap();
-    let child = env
+    let mut child = env
         .command()
         .args(["flash", "--image", pipe.to_str().unwrap(), "--device", &disk.path, "--yes", disk.name()])
         .args(UNPROVEN)
         .spawn()
         .unwrap();
-    (child, fs_err::OpenOptions::new().write(true).open(&pipe).unwrap())
+    // Opening a pipe waits for its reader, which may have ended for another reason.
+    let open = |flags| fs_err::OpenOptions::new().write(true).custom_flags(flags).open(&pipe);
+    let end = Instant::now() + Duration::from_secs(60);
+    let held = loop {
+        match open(libc::O_NONBLOCK) {
+            Ok(held) => break held,
+            Err(error) => {
+                assert!(child.try_wait().unwrap().is_none() && Instant::now() < end, "nobody reads: {error}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    };
+    let into = open(0).unwrap();
+    drop(held);
+    (child, into)
 }
 
 #[test]

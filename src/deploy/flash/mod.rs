@@ -8,6 +8,8 @@
 //!      |
 //! journal, receipt                     [journal], [receipt]
 //! ```
+//!
+//! [`job::install`] is the way of whoever has chosen a disk and has an image as a stream; [`job::flash`] that of the command line.
 
 pub mod claim;
 pub mod device;
