@@ -8,6 +8,7 @@ use fs_err as fs;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Failure, Kind};
 use crate::spec;
 
 /// The file's content.
@@ -18,6 +19,17 @@ pub struct Config {
     /// appended.
     #[serde(default)]
     pub mirrors: Vec<String>,
+}
+
+/// Where kiln keeps what it did, such as receipts: `$XDG_STATE_HOME/kiln`, else `~/.local/state/kiln` (XDG Base Directory Specification).
+pub fn state_folder() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let base = set("XDG_STATE_HOME").or_else(|| Some(set("HOME")?.join(".local/state")));
+    let base = base.ok_or_else(|| {
+        Failure::new(Kind::Store, "neither XDG_STATE_HOME nor HOME is set")
+            .hint("set XDG_STATE_HOME to a folder for receipts")
+    })?;
+    Ok(std::path::absolute(base.join("kiln"))?)
 }
 
 impl Config {

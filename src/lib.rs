@@ -20,6 +20,8 @@
 //! a machine                       proven      [tools], [qemu]
 //!
 //! cluster.toml                    identity    [cluster]: what each real node is told, and the scenario of that very cluster
+//!       |
+//! a disk of a machine             put there   [deploy]
 //!
 //! images/recipes/*                built       [recipe], [sandbox]: what no package has, from source
 //! images/kernel/sources/*         a package   [linux]: a kernel of its own
@@ -53,6 +55,7 @@ pub mod cluster;
 pub mod config;
 pub mod contract;
 pub mod debian;
+pub mod deploy;
 pub mod diff;
 pub mod digest;
 pub mod doctor;

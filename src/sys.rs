@@ -2,7 +2,8 @@
 //!
 //! It holds what touches the whole process: the Ctrl-C flag ([`watch_signals`], [`check_interrupt`]), what a child does
 //! between fork and exec ([`die_with_parent`]), the terminal's mode ([`RawTerminal`]), the umask and the peak memory; and what
-//! makes a sandbox out of a process with one thread ([`fork`], [`unshare`], [`inherit_only_streams`], [`leave_keyrings`]).
+//! makes a sandbox out of a process with one thread ([`fork`], [`unshare`], [`inherit_only_streams`], [`leave_keyrings`]). And what only
+//! block devices can do ([`discard`], [`zero_out`], [`forget_cached`], [`reread_partitions`]).
 #![allow(unsafe_code)] // each block below says why it is sound
 
 use std::io;
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use rustix::ioctl::{self, Ioctl, NoArg, Opcode, Setter};
 use rustix::process::{Pid, Signal, getpid, getppid, set_parent_process_death_signal};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use rustix::thread::UnshareFlags;
@@ -139,6 +141,52 @@ pub fn leave_keyrings() -> io::Result<()> {
         error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
         error => Err(error),
     }
+}
+
+/// Number of an ioctl of block devices, `_IO(0x12, nr)` of linux/fs.h.
+const fn block(nr: u8) -> Opcode {
+    ioctl::opcode::none(0x12, nr)
+}
+
+fn block_ioctl(device: impl AsFd, request: impl Ioctl<Output = ()>) -> io::Result<()> {
+    // SAFETY: all requests come from the four functions below, each with the argument that linux/fs.h gives its number.
+    Ok(unsafe { ioctl::ioctl(device, request) }?)
+}
+
+/// Tells a block device that nobody needs these bytes any more (BLKDISCARD). What is read there later is not promised.
+///
+/// # Errors
+/// `EOPNOTSUPP` where the device cannot; `EINVAL` for what is not in whole sectors.
+pub fn discard(device: impl AsFd, at: u64, length: u64) -> io::Result<()> {
+    // SAFETY: BLKDISCARD reads two 64-bit numbers, start and length, from its argument.
+    block_ioctl(device, unsafe { Setter::<{ block(119) }, [u64; 2]>::new([at, length]) })
+}
+
+/// Makes these bytes of a block device zero (BLKZEROOUT): by a command of the device if it has one, else by writing.
+///
+/// # Errors
+/// As of a write; `EINVAL` for what is not in whole sectors.
+pub fn zero_out(device: impl AsFd, at: u64, length: u64) -> io::Result<()> {
+    // SAFETY: BLKZEROOUT reads two 64-bit numbers, start and length, from its argument.
+    block_ioctl(device, unsafe { Setter::<{ block(127) }, [u64; 2]>::new([at, length]) })
+}
+
+/// Drops what the page cache holds of a block device, after writing what is not written yet (BLKFLSBUF).
+///
+/// # Errors
+/// `EACCES` for who is not root.
+pub fn forget_cached(device: impl AsFd) -> io::Result<()> {
+    // SAFETY: BLKFLSBUF has no argument.
+    block_ioctl(device, unsafe { NoArg::<{ block(97) }>::new() })
+}
+
+/// Lets the kernel read the partition table of a disk again (BLKRRPART).
+///
+/// # Errors
+/// `EBUSY` while one of its partitions is in use, `EINVAL` for a device that has none.
+pub fn reread_partitions(device: impl AsFd) -> io::Result<()> {
+    // SAFETY: BLKRRPART has no argument.
+    block_ioctl(device, unsafe { NoArg::<{ block(95) }>::new() })
 }
 
 /// The terminal on stdin without line editing, echo or signal keys, until dropped.

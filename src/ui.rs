@@ -182,6 +182,17 @@ impl Ui {
         report
     }
 
+    /// Asks a person on the terminal and says what they typed; `None` if there is no terminal, or they ended the input.
+    pub fn ask(&self, question: &str) -> Option<String> {
+        if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        self.line("Confirm", AnsiColor::Yellow, question);
+        let mut answer = String::new();
+        let n = std::io::stdin().read_line(&mut answer).ok()?;
+        (n > 0).then(|| answer.trim().to_owned())
+    }
+
     /// A live line for something with a known amount of bytes; vanishes when dropped.
     pub fn bytes_bar(&self, word: &str, total: u64) -> Bar {
         let template = format!(
@@ -238,6 +249,13 @@ impl Bar {
     /// So much more is done.
     pub fn inc(&self, amount: u64) {
         self.inner.inc(amount);
+    }
+
+    /// Another amount, done from nothing.
+    pub fn reset(&self, word: &str, total: u64) {
+        self.inner.set_prefix(word.to_owned());
+        self.inner.reset();
+        self.inner.set_length(total);
     }
 
     /// What is worked on now.

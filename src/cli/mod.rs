@@ -6,6 +6,7 @@ mod container;
 mod dev;
 mod diff;
 mod doctor;
+mod flash;
 mod init;
 mod kernel;
 mod kubeconfig;
@@ -71,6 +72,8 @@ enum Verb {
     Cluster(cluster::Args),
     /// Make tokens by which nodes join a cluster
     Token(cluster::TokenArgs),
+    /// Write images onto disks, so that it is the right disk and holds the right bytes
+    Flash(flash::Args),
     /// Resolve packages again and rewrite images/kiln.lock
     Update(lock::UpdateArgs),
     /// Show what `kiln update` would change
@@ -185,6 +188,7 @@ pub fn main() -> ExitCode {
         Verb::Test(args) => test::run(&context, &args),
         Verb::Cluster(args) => cluster::run(&context, &args),
         Verb::Token(args) => cluster::token(&context, &args),
+        Verb::Flash(args) => flash::run(&context, &args),
         Verb::Update(args) => lock::update(&context, &args),
         Verb::Outdated(args) => lock::outdated(&context, &args),
         Verb::Recipe(args) => recipe::run(&context, &args),

@@ -10,3 +10,5 @@ mod sparse;
 pub mod uki;
 pub mod verity;
 pub mod zst;
+
+pub(crate) use sparse::is_zero;

@@ -112,7 +112,7 @@ pub(super) fn zeros(length: u64, mut take: impl FnMut(&[u8]) -> io::Result<()>) 
 }
 
 /// Whether all bytes are zero.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Compared with itself, one byte on: memcmp is many times quicker than a loop over bytes in a debug build.
     bytes.is_empty() || bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
 }

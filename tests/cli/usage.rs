@@ -7,8 +7,9 @@ use crate::common::archive::Archive;
 use crate::common::mirror::Mirror;
 use crate::common::run::{Env, Run};
 
-const VERBS: [&str; 14] = [
+const VERBS: [&str; 15] = [
     "build",
+    "flash",
     "run",
     "update",
     "outdated",

@@ -13,6 +13,7 @@ mod cluster;
 mod common;
 mod contract;
 mod door;
+mod flashed;
 mod node;
 mod power;
 mod scenarios;

@@ -8,7 +8,7 @@
 //!
 //! [`plan`] lays partitions out one behind the other at multiples of 1 MiB and leaves 1 MiB at the end for the backup. A [`Table`]
 //! gives the bytes of both copies ([`Table::primary`], [`Table::backup`]), so that a caller can hash a disk in order and still
-//! write the table last. [`read`](fn@read) takes a table from a disk of unknown origin. Source: UEFI Specification 2.10, chapter 5;
+//! write the table last. [`read`](fn@read) takes a table from a disk of unknown origin, [`read_primary`] from its beginning alone. Source: UEFI Specification 2.10, chapter 5;
 //! partition types and attributes: UAPI Discoverable Partitions Specification.
 
 mod format;
@@ -16,7 +16,7 @@ mod reader;
 
 use uuid::{Uuid, uuid};
 
-pub use reader::read;
+pub use reader::{read, read_primary};
 
 /// Partitions begin and end at multiples of this many bytes, as the tools of Linux, Windows and systemd have it.
 pub const ALIGNMENT: u64 = 1 << 20;
@@ -189,6 +189,12 @@ impl Table {
         out.seek(std::io::SeekFrom::Start(0))?;
         out.write_all(&self.primary())
     }
+}
+
+/// A disk with three partitions, for tests of those who read disks.
+#[cfg(test)]
+pub(crate) fn tests_disk() -> Vec<u8> {
+    tests::disk(&tests::table(512))
 }
 
 #[cfg(test)]

@@ -50,6 +50,26 @@ pub fn read(disk: &mut (impl Read + Seek), sector: u32) -> Result<Table, GptErro
     Ok(Table { guid: primary.guid, sector, size, partitions })
 }
 
+/// Reads and checks the primary copy alone, from the first bytes of a disk ([`ALIGNMENT`] of them are enough): for an image that comes
+/// as a stream, whose end nobody has seen. [`Table::size`] is what the header says.
+///
+/// [`ALIGNMENT`]: super::ALIGNMENT
+pub fn read_primary(head: &[u8], sector: u32) -> Result<Table, GptError> {
+    if sector != 512 && sector != 4096 {
+        return Err(GptError::Sector(sector));
+    }
+    let protective = |mbr: &[u8]| mbr[510..512] == [0x55, 0xAA] && (0..4).any(|i| mbr[450 + 16 * i] == 0xEE);
+    if !head.get(..512).is_some_and(protective) {
+        return Err(GptError::NoProtectiveMbr);
+    }
+    let primary = copy(&mut std::io::Cursor::new(head), sector, u64::MAX / u64::from(sector), 1, "primary")?;
+    let partitions = partitions(&primary, u64::from(sector))?;
+    let size = primary.other.checked_add(1).and_then(|sectors| sectors.checked_mul(u64::from(sector)));
+    let size =
+        size.ok_or(GptError::Header { copy: "primary", reason: "the backup lies outside of any disk" })?;
+    Ok(Table { guid: primary.guid, sector, size, partitions })
+}
+
 fn copy(
     disk: &mut (impl Read + Seek),
     sector: u32,
@@ -111,7 +131,13 @@ fn partitions(copy: &Copy, sector: u64) -> Result<Vec<Partition>, GptError> {
         if first > last || first < copy.first || last > copy.last {
             return Err(GptError::Partition { number, reason: "lies outside of the usable sectors" });
         }
-        let (offset, size) = (first * sector, (last - first + 1) * sector);
+        let (Some(offset), Some(size)) = (first.checked_mul(sector), (last - first + 1).checked_mul(sector))
+        else {
+            return Err(GptError::Partition { number, reason: "lies outside of any disk" });
+        };
+        if offset.checked_add(size).is_none() {
+            return Err(GptError::Partition { number, reason: "lies outside of any disk" });
+        }
         if partitions.iter().any(|p| offset < p.offset + p.size && p.offset < offset + size) {
             return Err(GptError::Partition { number, reason: "overlaps another" });
         }
@@ -189,6 +215,19 @@ mod tests {
     }
 
     #[test]
+    fn the_first_mebibyte_is_enough_for_the_primary_copy() {
+        for sector in [512, 4096] {
+            let table = table(sector);
+            let mut disk = disk(&table);
+            disk.truncate(1 << 20);
+            assert_eq!(read_primary(&disk, sector).unwrap(), table);
+            disk[2 * sector as usize + 1] ^= 1;
+            assert!(matches!(read_primary(&disk, sector), Err(GptError::Header { copy: "primary", .. })));
+            assert!(read_primary(&disk[..600], sector).is_err() && read_primary(&[], sector).is_err());
+        }
+    }
+
+    #[test]
     fn a_larger_device_still_has_the_table() {
         let table = table(512);
         let mut bytes = disk(&table);
@@ -204,6 +243,7 @@ mod tests {
             whole: bool,
         ) {
             if whole {
+                let _ = read_primary(&bytes, 512);
                 let _ = read(&mut Cursor::new(&bytes), 512);
             }
             let mut disk = disk(&table(512));
@@ -218,6 +258,7 @@ mod tests {
             disk[528..532].fill(0);
             let crc = crc32fast::hash(&disk[512..512 + HEADER]);
             disk[528..532].copy_from_slice(&crc.to_le_bytes());
+            let _ = read_primary(&disk, 512);
             let _ = read(&mut Cursor::new(disk), 512);
         }
     }
