@@ -144,6 +144,8 @@ pub struct Nic {
     pub mac: String,
     /// What it is plugged into.
     pub link: Link,
+    /// Whether the firmware asks for something to boot by this card, before it looks at the disks.
+    pub netboot: bool,
 }
 
 /// What the machine starts from.
@@ -151,6 +153,8 @@ pub struct Nic {
 pub enum Boot {
     /// UEFI, then the disk's own boot loader: what hardware does.
     Firmware(Firmware),
+    /// The BIOS of old PCs (SeaBIOS), which images do not boot by: for network boot.
+    Bios,
     /// A kernel handed over by QEMU, for tests of parts.
     Kernel {
         /// The kernel image.
@@ -296,8 +300,10 @@ impl MachineConfig {
                     "extra words reach the kernel through systemd-stub only, not a direct kernel".to_owned(),
                 );
             }
-        } else if self.disks.is_empty() {
-            return refuse("firmware needs a disk to boot from".to_owned());
+        } else if self.disks.is_empty() && !self.nics.iter().any(|nic| nic.netboot) {
+            return refuse("firmware needs a disk or a network to boot from".to_owned());
+        } else if self.boot == Boot::Bios && self.arch != Arch::Amd64 {
+            return refuse(format!("{} machines have no BIOS", self.arch));
         }
         Ok(())
     }
@@ -367,8 +373,9 @@ impl MachineConfig {
             args.pair("-chardev", format!("socket,id=shell,path={path},server=on,wait=off"));
             args.device(&json!({"driver": "virtconsole", "bus": "serial0.0", "chardev": "shell"}));
         }
+        let cards = self.nics.iter().filter(|nic| nic.netboot).count();
         for (index, disk) in self.disks.iter().enumerate() {
-            disk_args(&mut args, index, disk, &places.overlay(index));
+            disk_args(&mut args, index, disk, &places.overlay(index), cards);
         }
         for (index, nic) in self.nics.iter().enumerate() {
             nic_args(&mut args, index, nic);
@@ -391,6 +398,8 @@ impl MachineConfig {
                 );
                 args.pair("-machine", "pflash0=code,pflash1=vars");
             }
+            // QEMU's own choice for a PC.
+            Boot::Bios => {}
             Boot::Kernel { kernel, initrd, cmdline } => {
                 args.pair("-kernel", text(kernel)).pair("-append", cmdline.as_str());
                 if let Some(initrd) = initrd {
@@ -401,7 +410,8 @@ impl MachineConfig {
     }
 }
 
-fn disk_args(args: &mut Args, index: usize, disk: &Disk, overlay: &Path) {
+/// `cards` network cards come before the disks in the order of what is booted.
+fn disk_args(args: &mut Args, index: usize, disk: &Disk, overlay: &Path, cards: usize) {
     let node = format!("disk{index}");
     args.blockdev(&match &disk.backing {
         // The overlay lives as long as the run: a flush to the host's disk would cost time and prove nothing. A power cut of
@@ -415,8 +425,7 @@ fn disk_args(args: &mut Args, index: usize, disk: &Disk, overlay: &Path) {
             "server": {"type": "unix", "path": text(socket)},
         }),
     });
-    let mut device =
-        json!({"drive": node, "id": format!("dev-{node}"), "serial": disk.serial, "bootindex": index});
+    let mut device = json!({"drive": node, "id": format!("dev-{node}"), "serial": disk.serial, "bootindex": cards + index});
     // QEMU's own choice would stop the machine when the disk says that it is full. `nvme` always reports.
     if matches!(disk.backing, Backing::Export(_)) && disk.bus != Bus::Nvme {
         device["rerror"] = json!("report");
@@ -472,8 +481,14 @@ fn nic_args(args: &mut Args, index: usize, nic: &Nic) {
         NicModel::E1000e => "e1000e",
         NicModel::Igb => "igb",
     };
-    // No option ROM: the machines boot from disk, and network boot would cost each start some seconds.
-    args.device(&json!({"driver": driver, "netdev": id, "mac": nic.mac, "romfile": ""}));
+    let mut device = json!({"driver": driver, "netdev": id, "mac": nic.mac});
+    if nic.netboot {
+        device["bootindex"] = json!(index);
+    } else {
+        // No option ROM: the machine boots from disk, and network boot would cost each start some seconds.
+        device["romfile"] = json!("");
+    }
+    args.device(&device);
 }
 
 #[derive(Default)]

@@ -151,6 +151,7 @@ fn machine_config(
             model: NicModel::Virtio,
             mac: "52:54:00:6b:00:01".to_owned(),
             link: Link::User { forward: options.forward.clone() },
+            netboot: false,
         }],
         credentials,
         cmdline_extra: options.cmdline_extra.clone(),

@@ -189,6 +189,7 @@ impl Setup {
                 model: NicModel::Virtio,
                 mac: "52:54:00:6b:00:01".to_owned(),
                 link: Link::User { forward: Vec::new() },
+                netboot: false,
             }],
             credentials,
             cmdline_extra: None,

@@ -13,6 +13,7 @@ fn config(arch: Arch) -> MachineConfig {
             model: NicModel::Virtio,
             mac: "52:54:00:00:00:01".to_owned(),
             link: Link::User { forward: vec![(2222, 22), (16443, 6443)] },
+            netboot: false,
         }],
         credentials: vec![("system.hostname".to_owned(), b"server-1".to_vec())],
         cmdline_extra: Some("console=ttyS0".to_owned()),
@@ -46,10 +47,34 @@ fn an_arm_machine_with_every_bus_and_card_has_these_arguments() {
         config.disks.push(Disk { bus, serial: serial.to_owned(), ..config.disks[0].clone() });
     }
     for (model, mac) in [(NicModel::E1000e, "52:54:00:00:00:02"), (NicModel::Igb, "52:54:00:00:00:03")] {
-        config.nics.push(Nic { model, mac: mac.to_owned(), link: Link::Stream("/run/a,b/net".into()) });
+        config.nics.push(Nic {
+            model,
+            mac: mac.to_owned(),
+            link: Link::Stream("/run/a,b/net".into()),
+            netboot: false,
+        });
     }
     config.validate().unwrap();
     insta::assert_snapshot!(shown(&config));
+}
+
+#[test]
+fn a_machine_without_a_system_asks_the_network_first() {
+    let mut config = config(Arch::Amd64);
+    config.boot = Boot::Bios;
+    config.nics[0].netboot = true;
+    config.validate().unwrap();
+    let args = shown(&config);
+    assert!(!args.contains("pflash") && !args.contains("romfile"), "{args}");
+    let order = |driver: &str| {
+        let place = args.lines().find(|arg| arg.contains(driver)).unwrap();
+        place.split("\"bootindex\":").nth(1).unwrap().chars().next().unwrap()
+    };
+    assert!(order("virtio-net-pci") == '0' && order("virtio-blk-pci") == '1', "{args}");
+    config.disks.clear();
+    config.validate().unwrap();
+    config.nics[0].netboot = false;
+    assert!(config.validate().unwrap_err().to_string().contains("a disk or a network"));
 }
 
 #[test]

@@ -60,6 +60,7 @@ pub(super) fn make<'a>(
                 model: nic.model,
                 mac: nic.mac.to_string(),
                 link: Link::Stream(net.socket(&cable).map(Path::to_owned).unwrap_or_default()),
+                netboot: false,
             })
             .collect();
         let mut credentials = ready::credentials();

@@ -273,6 +273,12 @@ impl Mac {
         self.0
     }
 
+    /// The address with these bytes, if it is one of a card.
+    pub fn new(bytes: [u8; 6]) -> Option<Self> {
+        // The lowest bit of the first byte marks groups (IEEE 802, 8.2.2).
+        (bytes != [0; 6] && bytes[0] & 1 == 0).then_some(Mac(bytes))
+    }
+
     /// QEMU's prefix, locally administered by habit, and three bytes that tell cards apart.
     pub(super) fn qemu(low: [u8; 3]) -> Self {
         Mac([0x52, 0x54, 0x00, low[0], low[1], low[2]])
@@ -291,11 +297,10 @@ impl FromStr for Mac {
             let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
             *byte = u8::from_str_radix(part.ok_or_else(wrong)?, 16).map_err(|_| wrong())?;
         }
-        // The lowest bit of the first byte marks groups (IEEE 802, 8.2.2).
-        if parts.next().is_some() || bytes == [0; 6] || bytes[0] & 1 == 1 {
+        if parts.next().is_some() {
             return Err(wrong());
         }
-        Ok(Mac(bytes))
+        Mac::new(bytes).ok_or_else(wrong)
     }
 }
 
