@@ -131,7 +131,7 @@ fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<(StepKey, Option<k3
         .input("k3s", k3s::digest(work, target.profile, target.arch, way)?)
         .input("kernel contract", work.project.contracts.digest(&target.profile.layer.kernel.features)?)
         .input("image version", work.locked.lock().version())
-        .input("initrd script", Digest::of(initrd::SCRIPT.as_bytes()))
+        .input("initrd script", initrd::scripts())
         .input("code", format!("{VERSION} {} {} {}", rootfs::VERSION, disk::VERSION, erofs::ZPACK_VERSION))
         .input("project", work.project.dir.display());
     Ok((key, way))
@@ -294,7 +294,7 @@ fn initrd_of(
         .input("packages", all.finish())
         .input("kernel", kernel.digest)
         .input("modules", modules.join(" "))
-        .input("script", Digest::of(initrd::SCRIPT.as_bytes()));
+        .input("script", initrd::scripts());
     let outcome = work.store.step(
         &key,
         |miss| work.ui.detail("Making", format!("initrd of {}: {miss}", target.stem())),

@@ -7,20 +7,34 @@
 //! the kernel `vm` under TCG, systemd begins 2.9 s after the kernel then, and 3.7 s with this initrd. It is kept all the same: it waits for
 //! disks that come late, takes the disk that has the root's partition names, names that disk's other partitions for `/dev/kiln`, and
 //! hands the credentials of the ESP over. Such a kernel's initrd has no module, and asks for none.
+//!
+//! A machine that `kiln pxe` boots over the network has the same initrd. [`NETBOOT`] then puts the disk image into memory as a loop device,
+//! and from there on it is a disk like any other: the same partitions, the same verification, the same first boot.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::step::{StepError, put};
+use crate::digest::{Digest, Hasher};
 use crate::tree::{Entry, Tree, TreePath};
 use crate::unpack::Unpacked;
 
 /// The first program that the kernel starts.
 pub const SCRIPT: &str = include_str!("init");
 
+/// The part of it for a machine that was booted over the network.
+pub const NETBOOT: &str = include_str!("netboot");
+
 const OWNER: &str = "kiln:initrd";
 
-/// The commands that [`SCRIPT`] uses, all of them busybox.
-const APPLETS: [&str; 23] = [
+/// The digest of both scripts.
+pub fn scripts() -> Digest {
+    let mut hasher = Hasher::new();
+    [SCRIPT, NETBOOT].iter().for_each(|text| hasher.update(Digest::of(text.as_bytes()).as_bytes()));
+    hasher.finish()
+}
+
+/// The commands that [`SCRIPT`] and [`NETBOOT`] use, all of them busybox.
+const APPLETS: [&str; 30] = [
     "[",
     "base64",
     "cat",
@@ -30,6 +44,8 @@ const APPLETS: [&str; 23] = [
     "find",
     "grep",
     "head",
+    "ifconfig",
+    "losetup",
     "ls",
     "mkdir",
     "modprobe",
@@ -37,12 +53,17 @@ const APPLETS: [&str; 23] = [
     "od",
     "readlink",
     "reboot",
+    "route",
     "sh",
     "sleep",
     "sort",
+    "stat",
     "switch_root",
     "tail",
+    "tar",
     "tr",
+    "truncate",
+    "wget",
     "xargs",
 ];
 
@@ -69,6 +90,7 @@ pub fn initrd(packages: &[Unpacked], modules: &Tree) -> Result<Tree, StepError> 
         put(&mut tree, link, Entry::symlink(target, OWNER))?;
     }
     put(&mut tree, "init", Entry::file(0o755, SCRIPT, OWNER))?;
+    put(&mut tree, "netboot", Entry::file(0o644, NETBOOT, OWNER))?;
 
     let find = |path: &str| packages.iter().find_map(|p| p.tree.get(path).map(|entry| (p, entry)));
     let missing = |what: &str| StepError::Missing {
