@@ -11,16 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Failure, Kind};
 use crate::spec;
 
-/// The file's content.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Debian mirrors that are asked last. `{archive}` in a URL becomes `debian` or `debian-security`; without it that name is
-    /// appended.
-    #[serde(default)]
-    pub mirrors: Vec<String>,
-}
-
 /// Where kiln keeps what it did, such as receipts: `$XDG_STATE_HOME/kiln`, else `~/.local/state/kiln` (XDG Base Directory Specification).
 pub fn state_folder() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
@@ -30,6 +20,16 @@ pub fn state_folder() -> Result<PathBuf> {
             .hint("set XDG_STATE_HOME to a folder for receipts")
     })?;
     Ok(std::path::absolute(base.join("kiln"))?)
+}
+
+/// The file's content.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Debian mirrors that are asked last. `{archive}` in a URL becomes `debian` or `debian-security`; without it that name is
+    /// appended.
+    #[serde(default)]
+    pub mirrors: Vec<String>,
 }
 
 impl Config {

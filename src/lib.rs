@@ -40,7 +40,7 @@
 //! - *Nothing unverified.* Metadata counts by an OpenPGP signature of a pinned key, everything below by digest. Objects are
 //!   hashed when they are fetched and again when they are unpacked.
 //! - *One door each.* The network is used by [`lock`] and [`fetch`] (and by Go, for modules that a recipe names by digest, or that
-//!   `kiln update k3s` moves), children are made by [`exec`], `unsafe` is in [`sys`], and printing in [`ui`]. A test reads the sources and
+//!   `kiln update k3s` moves), and served in [`deploy::pxe`], whose sockets are opened in its `net`; children are made by [`exec`], `unsafe` is in [`sys`], and printing in [`ui`]. A test reads the sources and
 //!   sees to it.
 //!
 //! # Format modules

@@ -1,7 +1,8 @@
 //! The only place for `unsafe`, and for system calls that have no safe wrapper in std.
 //!
 //! It holds what touches the whole process: the Ctrl-C flag ([`watch_signals`], [`check_interrupt`]), what a child does
-//! between fork and exec ([`die_with_parent`]), the terminal's mode ([`RawTerminal`]), the umask and the peak memory; and what
+//! between fork and exec ([`die_with_parent`]), the terminal's mode ([`RawTerminal`]), the umask, the peak memory and the user ([`become_user`],
+//! [`drop_capabilities`]); and what
 //! makes a sandbox out of a process with one thread ([`fork`], [`unshare`], [`inherit_only_streams`], [`leave_keyrings`]). And what only
 //! block devices can do ([`discard`], [`zero_out`], [`forget_cached`], [`reread_partitions`]).
 #![allow(unsafe_code)] // each block below says why it is sound
@@ -187,6 +188,41 @@ pub fn forget_cached(device: impl AsFd) -> io::Result<()> {
 pub fn reread_partitions(device: impl AsFd) -> io::Result<()> {
     // SAFETY: BLKRRPART has no argument.
     block_ioctl(device, unsafe { NoArg::<{ block(95) }>::new() })
+}
+
+/// Makes all threads of this process those of another user, for good: no supplementary groups, the real, effective and saved ids of both
+/// kinds, and with the user ids every capability (capabilities(7), "Effect of user ID changes on capabilities"). Whatever is open stays so.
+///
+/// # Errors
+/// This process may not, or it could still go back, which would mean that it was not done.
+pub fn become_user(user: u32, group: u32) -> io::Result<()> {
+    if user == 0 {
+        return Err(io::Error::other("root is not another user"));
+    }
+    let done = |code: libc::c_int| if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: the list has no entry, so that its pointer is never followed.
+    done(unsafe { libc::setgroups(0, std::ptr::null()) })?;
+    // SAFETY: the call takes three numbers; the C library makes it in every thread (nptl(7)).
+    done(unsafe { libc::setresgid(group, group, group) })?;
+    // SAFETY: as above. The groups come first, since afterwards they may not be changed.
+    done(unsafe { libc::setresuid(user, user, user) })?;
+    // SAFETY: as above; it must fail now.
+    if unsafe { libc::setresuid(0, 0, 0) } == 0 {
+        return Err(io::Error::other("root could be taken back"));
+    }
+    drop_capabilities()?;
+    // No program that is started from here on gets more by its mode or its owner (prctl(2), PR_SET_NO_NEW_PRIVS).
+    Ok(rustix::thread::set_no_new_privs(true)?)
+}
+
+/// Gives up every capability of this thread and of those that it starts (capabilities(7)).
+///
+/// # Errors
+/// The kernel refuses, which it never does for less.
+pub fn drop_capabilities() -> io::Result<()> {
+    let none = rustix::thread::CapabilitySet::empty();
+    let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 /// The terminal on stdin without line editing, echo or signal keys, until dropped.

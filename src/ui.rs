@@ -229,6 +229,11 @@ impl Ui {
         bar
     }
 
+    /// A row of a live table: a word that may change and a message that is cut to the width of the terminal; vanishes when dropped.
+    pub fn plain_line(&self) -> Bar {
+        self.bar("", 0, &format!("{{prefix:>{WORD}.bold.cyan}} {{wide_msg}}"))
+    }
+
     fn bar(&self, word: &str, total: u64, template: &str) -> Bar {
         let style = ProgressStyle::with_template(template)
             .expect("the templates of ui are valid")
@@ -261,6 +266,11 @@ impl Bar {
     /// What is worked on now.
     pub fn message(&self, text: impl Into<Cow<'static, str>>) {
         self.inner.set_message(text);
+    }
+
+    /// The word in front.
+    pub fn word(&self, word: impl Into<Cow<'static, str>>) {
+        self.inner.set_prefix(word);
     }
 
     /// Lets the time of a [`Ui::state_line`] begin again.

@@ -8,9 +8,11 @@ mod diff;
 mod doctor;
 mod flash;
 mod init;
+mod install;
 mod kernel;
 mod kubeconfig;
 mod lock;
+mod pxe;
 mod recipe;
 mod run;
 mod sbom;
@@ -70,6 +72,11 @@ enum Verb {
     Test(test::Args),
     /// Look at the real cluster that cluster.toml describes
     Cluster(cluster::Args),
+    /// Serve the images of the cluster to machines that start by the network
+    Pxe(Box<pxe::Args>),
+    /// Write this machine's image to its own disk; a machine that `kiln pxe` booted starts this by itself
+    #[command(hide = true)]
+    Install(install::Args),
     /// Make tokens by which nodes join a cluster
     Token(cluster::TokenArgs),
     /// Write images onto disks, so that it is the right disk and holds the right bytes
@@ -188,6 +195,8 @@ pub fn main() -> ExitCode {
         Verb::Test(args) => test::run(&context, &args),
         Verb::Cluster(args) => cluster::run(&context, &args),
         Verb::Token(args) => cluster::token(&context, &args),
+        Verb::Pxe(args) => pxe::run(&context, &args),
+        Verb::Install(args) => install::run(&context, &args),
         Verb::Flash(args) => flash::run(&context, &args),
         Verb::Update(args) => lock::update(&context, &args),
         Verb::Outdated(args) => lock::outdated(&context, &args),

@@ -24,7 +24,7 @@ pub struct Credential {
 /// | credential | from |
 /// |---|---|
 /// | `system.hostname` | its name |
-/// | `system.machine_id` | the names of cluster and node: the same after each flash, and in `kiln test` |
+/// | `system.machine_id` | the names of cluster and node; systemd takes it from firmware or from memory, not from an ESP |
 /// | `network.network.50-nic0` | its MAC and addresses |
 /// | `ssh.authorized_keys.root` | `ssh-keys` |
 /// | `k3s.config` | the endpoint, its address, labels and taints |

@@ -3,6 +3,10 @@
 //! ```text
 //! out/server.raw[.zst] ─┐
 //! cluster.toml ─ identity ─ flash ── a disk of this machine, verified, with a receipt    [flash]
+//!                       └── pxe ──── machines that boot by the network                   [pxe]
+//!                                      └─ install: flash on the machine itself           [install]
 //! ```
 
 pub mod flash;
+pub mod install;
+pub mod pxe;

@@ -8,9 +8,11 @@
 //! ([`Fetcher::of_registry`]) also logs in where it is asked to.
 
 mod mirrors;
+mod node;
 mod registry;
 
 pub use mirrors::{Mirrors, SNAPSHOT};
+pub use node::NodeServer;
 pub use registry::Login;
 
 use std::collections::BTreeMap;

@@ -127,25 +127,47 @@ pub fn flash(
     let started = time::iso(time::now());
     let work = install(machine, chosen, wish, source, &options, journal, watch)?;
     let ejected = order.eject && disk.bus == Bus::Known(DiskBus::Usb) && eject(disk);
+    let about = About { node: order.node.clone(), proof: image.proof.clone(), keep_state, started, ejected };
+    let receipt = receipt(disk, manifest, about, work);
+    receipt.keep(&folder.join("receipts"))?;
+    Ok(receipt)
+}
+
+/// What a receipt says beside disk, image and work.
+#[derive(Debug)]
+pub struct About {
+    /// Names of cluster and node.
+    pub node: Option<(String, String)>,
+    /// What proved the image.
+    pub proof: Proof,
+    /// Whether `/var` was left as it was.
+    pub keep_state: bool,
+    /// When it began, RFC 3339.
+    pub started: String,
+    /// Whether the disk was taken away.
+    pub ejected: bool,
+}
+
+/// The receipt of work that is done now.
+pub fn receipt(disk: &Disk, manifest: &Manifest, about: About, work: Written) -> Receipt {
     let seconds = work.write_seconds.max(0.001);
-    let receipt = Receipt {
+    let (cluster, node) = about.node.unzip();
+    Receipt {
         schema: SCHEMA,
         kiln: env!("CARGO_PKG_VERSION").to_owned(),
         device: Device::from(disk),
         image: Image::from(manifest),
-        cluster: order.node.as_ref().map(|(cluster, _)| cluster.clone()),
-        node: order.node.as_ref().map(|(_, node)| node.clone()),
+        cluster,
+        node,
         role: manifest.role,
-        proof: image.proof.clone(),
-        kept_state: order.keep_state,
-        started,
+        proof: about.proof,
+        kept_state: about.keep_state,
+        started: about.started,
         ended: time::iso(time::now()),
         write_rate: (manifest.disk.size as f64 / seconds) as u64,
         work,
-        ejected,
-    };
-    receipt.keep(&folder.join("receipts"))?;
-    Ok(receipt)
+        ejected: about.ejected,
+    }
 }
 
 /// Lets the kernel give a stick up, after which it can be pulled out (`delete` of sysfs, Documentation/scsi/scsi_mid_low_api.rst).
