@@ -89,6 +89,17 @@ fn the_network_is_in_fetch_only() {
 }
 
 #[test]
+fn machines_are_served_by_sockets_of_one_file() {
+    only("socket2::", |file| file == "src/deploy/pxe/net.rs");
+    only("UdpSocket::bind(", |file| file == "src/deploy/pxe/net.rs");
+    for (name, text) in files_below("src", "rs") {
+        // An ending in `_tests.rs` is a file of tests, as `tests.rs` is.
+        let other = !name.ends_with("tests.rs") && name != "src/deploy/pxe/net.rs";
+        assert!(!other || !code(&text).contains("TcpListener::bind("), "{name} listens");
+    }
+}
+
+#[test]
 fn the_clock_is_asked_in_lock_only() {
     only("SystemTime::now", |file| file.starts_with("src/lock/"));
 }

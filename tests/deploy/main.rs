@@ -1,4 +1,5 @@
-//! Images put onto machines: onto loop devices, which need root; without it these tests say so and pass.
+//! Images put onto machines: onto loop devices, and over the network on 127.0.0.1 and in network namespaces of their own. Where a part
+//! needs root it says that it was skipped.
 
 #![allow(
     clippy::unwrap_used,
@@ -10,5 +11,7 @@ mod common;
 
 mod disk;
 mod flash;
+mod pxe;
+mod pxe_lab;
 mod refuse;
 mod signature;

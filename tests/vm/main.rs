@@ -14,6 +14,7 @@ mod common;
 mod contract;
 mod door;
 mod flashed;
+mod netboot;
 mod node;
 mod power;
 mod scenarios;
