@@ -251,7 +251,7 @@ impl Board {
         &self.shown
     }
 
-    /// All of it, for a look or a change that [`Inner::changed`] marks.
+    /// All of it, for a look or a change.
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
         // Every change is whole when it is made, so what another thread left behind can be used.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)

@@ -8,7 +8,7 @@
 //! initrd   ── HTTP ──> [http]   plan, image, credentials; what happened
 //! ```
 //!
-//! [`site`] is all that does not change while it runs, [`board`] all that does. Each protocol is a thread or two over both; what a packet is
+//! [`mod@site`] is all that does not change while it runs, [`board`] all that does. Each protocol is a thread or two over both; what a packet is
 //! answered is decided by functions without a socket ([`dhcp::answer`], [`http::route::answer`]). All ports are opened first, then root is
 //! given up ([`run`]).
 //!
