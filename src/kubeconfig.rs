@@ -10,7 +10,7 @@ use crate::error::{Failure, Kind};
 use crate::exec::Tool;
 
 /// Where K3s leaves it on a server.
-const FILE: &str = "/etc/rancher/k3s/k3s.yaml";
+pub(crate) const FILE: &str = "/etc/rancher/k3s/k3s.yaml";
 /// What it calls the API server.
 const LOCAL: &str = "https://127.0.0.1:6443";
 /// What it calls cluster, user and context.
@@ -67,7 +67,7 @@ pub fn fetch(server: &Server, address: &str, name: &str) -> Result<String> {
 }
 
 /// K3s' kubeconfig with another address and name.
-fn adapt(text: &str, address: &str, name: &str) -> Result<String, String> {
+pub(crate) fn adapt(text: &str, address: &str, name: &str) -> Result<String, String> {
     if !text.contains(LOCAL) {
         return Err(format!("it does not name {LOCAL}, as K3s writes it"));
     }

@@ -52,7 +52,8 @@ pub(super) struct Args {
     #[arg(long)]
     short: bool,
 
-    /// Leave the machines up when the steps are over, until Ctrl-C; `kiln test attach NODE` gives a shell
+    /// Leave the machines up when the steps are over, until Ctrl-C; `kiln test attach NODE` gives a shell, a file `kubeconfig` in the report
+    /// leads to their API
     #[arg(long)]
     keep: bool,
 

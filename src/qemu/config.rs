@@ -195,6 +195,8 @@ pub struct MachineConfig {
     pub no_reboot: bool,
     /// The UUID in SMBIOS, which the image makes the machine id of; `None`: all zero, and the guest makes an id up.
     pub uuid: Option<Uuid>,
+    /// The day that its clock shows whenever it is switched on, as 2027-06-30; `None`: this machine's time (UTC).
+    pub clock: Option<String>,
     /// A screen, for pictures by [`super::machine::Machine::screenshot`]. Firmware and kernel write on it as well as on the serial line.
     pub screen: bool,
     /// A virtio console (/dev/hvc0), whose socket waits for somebody to attach to it.
@@ -344,7 +346,7 @@ impl MachineConfig {
         args.pair("-machine", machine);
         args.pair("-accel", self.accel.argument()).pair("-cpu", self.accel.cpu(self.arch));
         args.pair("-smp", self.cpus.to_string()).pair("-m", format!("{}M", self.memory));
-        args.pair("-display", "none").pair("-rtc", "base=utc,clock=host");
+        args.pair("-display", "none").pair("-rtc", self.rtc());
         if self.no_reboot {
             args.flag("-no-reboot");
         }
@@ -387,6 +389,13 @@ impl MachineConfig {
             args.pair("-smbios", format!("type=11,path={}", comma(&places.smbios(index))));
         }
         args.0
+    }
+
+    fn rtc(&self) -> String {
+        match &self.clock {
+            Some(day) => format!("base={day}T00:00:00,clock=host"),
+            None => "base=utc,clock=host".to_owned(),
+        }
     }
 
     fn boot_args(&self, args: &mut Args, places: &Places) {

@@ -15,6 +15,7 @@
 //!           └── stuck            what a machine that hangs was doing
 //!
 //! switch::Switch               an Ethernet segment between machines, with cables that can be cut and captured
+//!   └── forward::Forward       a port of this machine that leads to one on the segment
 //! ```
 //!
 //! The image file is never written: a machine works on a qcow2 overlay in its run folder, or on a disk that kiln serves. Nothing in
@@ -26,6 +27,7 @@ pub mod console;
 pub mod disk;
 pub mod door;
 pub mod firmware;
+pub mod forward;
 pub mod health;
 pub mod machine;
 pub mod qmp;

@@ -156,6 +156,7 @@ fn machine_config(
         credentials,
         cmdline_extra: options.cmdline_extra.clone(),
         ports,
+        clock: None,
         no_reboot: options.until == Until::Ready,
         uuid: None,
         screen: false,

@@ -7,7 +7,7 @@ use fs_err as fs;
 
 use super::calibrate::Calibration;
 use super::check::{self, host::Host};
-use super::engine::{self, Attach, Image, Images, Setup};
+use super::engine::{self, Image, Images, Kept, Setup};
 use super::keep;
 use super::plan::Plan;
 use super::report::live::Progress;
@@ -160,7 +160,7 @@ fn one(
     let names: Vec<String> = scenario.nodes().map(|node| node.name.to_string()).collect();
     let steps = u32::try_from(scenario.steps.len()).unwrap_or(u32::MAX);
     let progress = Progress::new(work.ui, &names, steps);
-    let hold = |run: &Run, shells: &[Attach]| hold(work, scenario, &folder, run, shells);
+    let hold = |run: &Run, kept: &Kept| hold(work, scenario, &folder, run, kept);
     let run = engine::run(&Setup {
         scenario,
         images,
@@ -181,11 +181,11 @@ fn one(
 }
 
 /// Leaves the machines up until Ctrl-C.
-fn hold(work: &Work<'_>, scenario: &Scenario, folder: &Path, run: &Run, shells: &[Attach]) {
+fn hold(work: &Work<'_>, scenario: &Scenario, folder: &Path, run: &Run, kept: &Kept) {
     if sys::interrupted() {
         return;
     }
-    let notice = keep::Notice::put(folder, &scenario.name, shells);
+    let notice = keep::Notice::put(folder, &scenario.name, &kept.shells);
     if let Err(error) = &notice {
         work.ui.warn(format!("nobody can attach: {error:#}"));
     }
@@ -194,10 +194,18 @@ fn hold(work: &Work<'_>, scenario: &Scenario, folder: &Path, run: &Run, shells: 
         work.ui.warn(format!("the report is not written yet: {error:#}"));
     }
     let verdict = run.verdict.outcome.word();
-    let nodes: Vec<&str> = shells.iter().map(|shell| shell.node.as_str()).collect();
+    let nodes: Vec<&str> = kept.shells.iter().map(|shell| shell.node.as_str()).collect();
     work.ui.status("Keeping", format!("the machines ({verdict}): {}; Ctrl-C ends them", nodes.join(", ")));
     if let Some(node) = nodes.first() {
         work.ui.status("Attach", format!("with `kiln test attach {node}` in another terminal"));
+    }
+    match &kept.api {
+        Ok(Some(api)) => {
+            let file = api.kubeconfig.display();
+            work.ui.status("Reach", format!("the API of {} by `kubectl --kubeconfig {file}`", api.node));
+        }
+        Ok(None) => {}
+        Err(error) => work.ui.warn(format!("the API cannot be reached from outside: {error:#}")),
     }
     while !sys::interrupted() {
         std::thread::sleep(std::time::Duration::from_millis(100));
@@ -212,7 +220,7 @@ fn fresh(folder: &Path) -> Result<PathBuf> {
             _ => {}
         }
     }
-    for old in ["report.json", "junit.xml", "index.html", keep::FILE] {
+    for old in ["report.json", "junit.xml", "index.html", keep::FILE, engine::KUBECONFIG] {
         match fs::remove_file(folder.join(old)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}

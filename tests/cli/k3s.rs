@@ -54,6 +54,11 @@ impl Node {
             .env("KILN_DATA", self.path("data"))
             .env("KILN_NODE", self.path("node"))
             .env("KILN_CONSOLE", self.path("console"))
+            .env("KILN_SYNCHRONIZED", self.path("timesync/synchronized"))
+            .env("KILN_EPOCH", self.path("epoch"))
+            .env("KILN_UPTIME", self.path("uptime"))
+            .env("KILN_LIMIT_NEW", "1")
+            .env("KILN_LIMIT_WRONG", "2")
             .output()
             .unwrap()
     }
@@ -143,9 +148,9 @@ fn an_agent_without_what_it_needs_says_what_that_is() {
 /// The certificate of the CA of [`server`].
 const CA: &str = "the CA's certificate";
 
-/// What K3s' supervisor answers to the two questions of `join`: the CA, and `status` for a kubelet's certificate. Each time it is asked the
+/// What K3s' supervisor answers to the two questions of `join`: the CA, and `status` for a kubelet's certificate, with the line `date`. Each time it is asked the
 /// second, the headers that a client proves itself by are sent to the test.
-fn server(status: &'static str) -> (String, Receiver<Vec<String>>) {
+fn server(status: &'static str, date: &'static str) -> (String, Receiver<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (sender, receiver) = channel();
@@ -156,8 +161,10 @@ fn server(status: &'static str) -> (String, Receiver<Vec<String>>) {
             let lines: Vec<String> = lines.collect();
             let ca = lines.first().is_some_and(|line| line.contains("/cacerts"));
             let (status, body) = if ca { ("200 OK", CA) } else { (status, "") };
-            let head =
-                format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let head = format!(
+                "HTTP/1.1 {status}\r\n{date}Content-Length: {}\r\nConnection: close\r\n\r\n",
+                body.len()
+            );
             stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).ok();
             if !ca {
                 let proof =
@@ -183,7 +190,7 @@ fn an_agent_asks_as_a_node_whatever_its_token_looks_like() {
     if !Path::new("/usr/bin/curl").exists() {
         return skipped("curl, by which a node asks its server, is not on this machine");
     }
-    let (address, asked) = server("200 OK");
+    let (address, asked) = server("200 OK", "");
     let digest = kiln::digest::Digest::of(CA.as_bytes());
     let basic = base64::engine::general_purpose::STANDARD.encode("node:se:cret");
     for (token, proof) in [
@@ -221,7 +228,7 @@ fn an_agent_that_may_not_join_says_why_on_its_console_once() {
         ),
         ("200 OK", other.as_str(), ["not the server that the token is from", "node-token"]),
     ] {
-        let node = agent(&server(status).0, token);
+        let node = agent(&server(status, "").0, token);
         node.refused("join", &words);
         let told = node.read("console");
         assert!(
@@ -233,4 +240,72 @@ fn an_agent_that_may_not_join_says_why_on_its_console_once() {
         node.refused("join", &words);
         assert!(!node.path("console").exists(), "{token}: it was said already");
     }
+}
+
+#[test]
+fn an_agent_whose_clock_is_not_the_servers_does_not_join_and_shows_both() {
+    if !Path::new("/usr/bin/curl").exists() {
+        return skipped("curl, by which a node asks its server, is not on this machine");
+    }
+    let node = agent(&server("200 OK", "Date: Mon, 06 Jan 2020 10:00:00 GMT\r\n").0, "secret");
+    node.refused("join", &["its clock shows 2020-01-06T10:00Z, this node's 20", "time server"]);
+    // A second more or less is no matter.
+    let now = command("date").args(["-u", "-R"]).output().unwrap().stdout;
+    let now = String::from_utf8(now).unwrap().trim().replace("+0000", "GMT");
+    let node = agent(&server("200 OK", Box::leak(format!("Date: {now}\r\n").into_boxed_str())).0, "secret");
+    assert!(node.run("join").status.success() && !node.path("console").exists());
+}
+
+#[test]
+fn a_new_server_and_a_node_behind_its_image_wait_for_the_time_and_no_others_do() {
+    let told = |node: &Node| fs_err::read_to_string(node.path("console")).unwrap_or_default();
+    let booted = |role: &str, since_epoch: u32| {
+        let node = Node::new(role);
+        node.put("epoch", "");
+        node.put("timesync/none", "");
+        node.put("uptime", &format!("{}.50 9.00\n", 1_000_000 - i64::from(since_epoch)));
+        let epoch = fs_err::File::open(node.path("epoch")).unwrap();
+        let made = epoch.metadata().unwrap().modified().unwrap();
+        epoch.file().set_modified(made - std::time::Duration::from_secs(1_000_000)).unwrap();
+        node
+    };
+    let run = |node: &Node| {
+        let output = node.run("clock");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    // Advanced to the day of the image when it was switched on, be it an agent or a server.
+    let node = booted("agent", 3);
+    run(&node);
+    assert!(
+        told(&node).contains("clock was behind") && told(&node).contains("waiting up to 2 s"),
+        "{}",
+        told(&node)
+    );
+    assert!(
+        told(&node).contains("no time server has answered") && told(&node).contains("  -> "),
+        "{}",
+        told(&node)
+    );
+    fs_err::remove_file(node.path("console")).unwrap();
+    run(&node);
+    assert_eq!(told(&node), "", "it waits once");
+
+    let node = booted("server", 900_000);
+    run(&node);
+    assert!(told(&node).contains("this server is new"), "{}", told(&node));
+    let node = booted("server", 900_000);
+    node.put("data/server/tls/server-ca.crt", "");
+    run(&node);
+    let other = booted("agent", 900_000);
+    run(&other);
+    let synchronized = booted("server", 3);
+    synchronized.put("timesync/synchronized", "");
+    run(&synchronized);
+    assert_eq!([told(&node), told(&other), told(&synchronized)].concat(), "");
+
+    // Where nobody asks for the time nobody waits, and it is said all the same.
+    let node = booted("server", 3);
+    fs_err::remove_dir_all(node.path("timesync")).unwrap();
+    run(&node);
+    assert!(!told(&node).contains("waiting") && told(&node).contains("no time server"), "{}", told(&node));
 }

@@ -172,6 +172,7 @@ impl Lan {
             credentials: Vec::new(),
             cmdline_extra: None,
             ports: Vec::new(),
+            clock: None,
             no_reboot: false,
             uuid: None,
             screen: false,

@@ -195,6 +195,7 @@ impl Setup {
             cmdline_extra: None,
             // They are there in any case: it is the credentials that make the node listen.
             ports: vec![ready::PORT.to_owned(), PORT.to_owned(), door::PORT.to_owned()],
+            clock: None,
             no_reboot: self.no_reboot,
             uuid: None,
             screen: false,

@@ -32,6 +32,7 @@ fn start(folder: &Path, arch: Arch, disks: Vec<Disk>) -> Machine {
         credentials: Vec::new(),
         cmdline_extra: None,
         ports: vec!["kiln.port".to_owned()],
+        clock: None,
         no_reboot: false,
         uuid: None,
         screen: true,

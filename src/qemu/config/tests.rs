@@ -18,6 +18,7 @@ fn config(arch: Arch) -> MachineConfig {
         credentials: vec![("system.hostname".to_owned(), b"server-1".to_vec())],
         cmdline_extra: Some("console=ttyS0".to_owned()),
         ports: vec!["kiln.ready".to_owned()],
+        clock: None,
         no_reboot: true,
         uuid: None,
         screen: false,

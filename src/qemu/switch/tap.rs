@@ -1,7 +1,7 @@
 //! A port for this program itself: tests and servers that sit on the segment without a machine.
 
 use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -108,5 +108,12 @@ impl Tap {
 
     fn gone(&self) -> Failure {
         Failure::new(Kind::Internal, format!("{}: the switch is gone", self.name))
+    }
+}
+
+/// Readable when the switch has sent something; to be waited for beside others.
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
     }
 }

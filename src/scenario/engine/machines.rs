@@ -90,6 +90,7 @@ pub(super) fn make<'a>(
             credentials,
             cmdline_extra: patience(setup),
             ports: Node::ports(),
+            clock: node.clock.as_ref().map(ToString::to_string),
             no_reboot: false,
             uuid: Some(node.uuid),
             screen: setup.scenario.steps.iter().any(screen),

@@ -4,6 +4,7 @@
 //! run ── machines   disks, credentials, QEMU's arguments
 //!     ├─ cluster    all of it, with the switches of [`net`]
 //!     │    └─ node  one machine through all its boots; watch: what is known of it
+//!     ├─ reach      ways into a run that is kept
 //!     ├─ steps      scripts, checks, power cuts: each on all its nodes at once
 //!     └─ faults     beside the steps, each in a thread of its own
 //! ```
@@ -19,6 +20,7 @@ mod faults;
 mod machines;
 mod net;
 mod node;
+mod reach;
 mod script;
 mod shell;
 mod steps;
@@ -36,6 +38,8 @@ use self::cluster::Cluster;
 pub use self::cluster::{Image, Images};
 use self::context::{Context, millis};
 use self::net::Net;
+pub use self::reach::Api;
+pub(crate) use self::reach::KUBECONFIG;
 use crate::digest::Digest;
 use crate::qemu::accel::Choice;
 use crate::qemu::config::Bus;
@@ -85,7 +89,16 @@ impl std::fmt::Debug for Setup<'_> {
 }
 
 /// Who keeps the machines up, and until when.
-pub type Hold<'a> = &'a dyn Fn(&Run, &[Attach]);
+pub type Hold<'a> = &'a dyn Fn(&Run, &Kept);
+
+/// How people get into a run that is kept.
+#[derive(Debug)]
+pub struct Kept {
+    /// The shell of each node.
+    pub shells: Vec<Attach>,
+    /// The API of its server, if it has one that answers.
+    pub api: Result<Option<Api>>,
+}
 
 /// Where the shell of a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,7 +160,7 @@ pub fn run(setup: &Setup<'_>) -> Result<Run> {
             let shells = cluster.nodes().filter_map(|node| {
                 Some(Attach { node: node.name().to_owned(), socket: node.socket(SHELL)? })
             });
-            hold(&told, &shells.collect::<Vec<_>>());
+            hold(&told, &Kept { shells: shells.collect(), api: reach::open(&context, &cluster) });
         }
         context.finish();
     });

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::error::Failure;
-use crate::qemu::switch::{self, Direction, PortId, Switch};
+use crate::error::{Failure, Kind};
+use crate::qemu::switch::{self, Direction, PortId, Switch, Tap};
 use crate::scenario::result;
 use crate::scenario::spec::{Cable, Conditions, Cut, Scenario};
 
@@ -74,6 +74,14 @@ impl Net {
     /// The cable is as it was in the beginning.
     pub(super) fn heal(&self, cable: &Cable) -> Result<(), Failure> {
         self.ports.get(cable).map_or(Ok(()), |port| self.set(cable, &port.beginning))
+    }
+
+    /// A plug into the network `name` for this program.
+    pub(super) fn tap(&self, name: &str) -> Result<Tap, Failure> {
+        match self.switches.get(name) {
+            Some(switch) => switch.tap("outside"),
+            None => Err(Failure::new(Kind::Internal, format!("there is no network {name}"))),
+        }
     }
 
     fn at(&self, cable: &Cable) -> Option<(&Switch, &Port)> {

@@ -76,6 +76,8 @@ pub struct NodeFile {
     /// `auto` (default): it is switched on when the run begins; `manual`: by a step `start`.
     #[serde(default)]
     pub boot: BootWhen,
+    /// The day that its clock shows whenever it is switched on, as after its battery died. Default: this machine's time.
+    pub clock: Option<Day>,
     /// Its disks. The first holds the image, the others are empty. Default: one virtio disk of 8GiB.
     pub disks: Option<Vec<DiskFile>>,
     /// Its network cards, at most one on each network.

@@ -16,7 +16,7 @@ use uuid::Uuid;
 pub use self::steps::{
     Action, Allow, Check, Expect, Fault, FaultKind, Invariant, Nodes, PowerCuts, Run, Step, When,
 };
-use super::words::{Fraction, Mac, Name, Rate, Span, Subnet};
+use super::words::{Day, Fraction, Mac, Name, Rate, Span, Subnet};
 use crate::qemu::config::{Bus, NicModel};
 use crate::spec::{Flavour, Size};
 
@@ -148,6 +148,8 @@ pub struct Node {
     pub cpus: u32,
     /// When it is switched on.
     pub boot: BootWhen,
+    /// The day that its clock shows whenever it is switched on; `None`: this machine's time.
+    pub clock: Option<Day>,
     /// Its disks, at least one; the first holds the image, the others are empty.
     pub disks: Vec<Disk>,
     /// Its network cards; at most one on each network.

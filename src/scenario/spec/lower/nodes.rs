@@ -104,6 +104,7 @@ pub(super) fn nodes(
             memory,
             cpus,
             boot: file.boot,
+            clock: file.clock.clone(),
             disks: disks(name, file, problems),
             nics: nics(scenario, name, file, networks, &mut macs, problems),
             uuid,
