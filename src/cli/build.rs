@@ -98,13 +98,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     args.ways.apply(&mut project);
     let store = context.store()?;
     let out = args.out.clone().unwrap_or_else(|| project.dir.join("out"));
-    let work = Work {
-        project: &project,
-        locked: &locked,
-        store: &store,
-        ui: &context.ui,
-        threads: super::threads(args.threads),
-    };
+    let work = Work { threads: super::threads(args.threads), ..context.work(&project, &locked, &store) };
     let names: Vec<&str> = match args.profile.as_str() {
         "all" => project.profiles.keys().map(String::as_str).collect(),
         name => vec![name],

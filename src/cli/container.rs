@@ -132,8 +132,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
 fn with_work(context: &Context, run: impl FnOnce(&Work<'_>) -> Result<()>) -> Result<()> {
     let (project, locked) = context.locked()?;
     let store = context.store()?;
-    let threads = super::threads(None);
-    run(&Work { project: &project, locked: &locked, store: &store, ui: &context.ui, threads })
+    run(&context.work(&project, &locked, &store))
 }
 
 fn list(work: &Work<'_>, arch: Arch) -> Result<()> {

@@ -192,13 +192,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         Verb::Bench { what: Bench::Builds, profile, arch, runs, threads } => {
             let (project, locked) = context.locked()?;
             let store = context.store()?;
-            let work = Work {
-                project: &project,
-                locked: &locked,
-                store: &store,
-                ui: &context.ui,
-                threads: super::threads(*threads),
-            };
+            let work = Work { threads: super::threads(*threads), ..context.work(&project, &locked, &store) };
             let program = std::env::current_exe().context("finding this program")?;
             let results = bench::bench(&work, &program, profile, *arch, usize::from(*runs))?;
             if context.ui.json() {

@@ -14,7 +14,6 @@ use crate::contract::show::{self, Shown};
 use crate::contract::{Table, stage};
 use crate::error::{Failure, Kind};
 use crate::kernel;
-use crate::packages::Work;
 use crate::pipeline::{self, Target};
 
 /// Symbols that are listed without `--all`.
@@ -99,13 +98,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
 fn check(context: &Context, profile: Option<&str>, arch: Arch) -> Result<()> {
     let (project, locked) = context.locked()?;
     let (store, out) = (context.store()?, context.out(None));
-    let work = Work {
-        project: &project,
-        locked: &locked,
-        store: &store,
-        ui: &context.ui,
-        threads: super::threads(None),
-    };
+    let work = context.work(&project, &locked, &store);
     let names = match profile {
         Some(name) => vec![name],
         None => project.profiles.keys().map(String::as_str).collect(),
@@ -147,13 +140,7 @@ fn check(context: &Context, profile: Option<&str>, arch: Arch) -> Result<()> {
 fn compare(context: &Context, names: [&String; 2], arch: Arch, shown: usize, exit_code: bool) -> Result<()> {
     let (project, locked) = context.locked()?;
     let (store, out) = (context.store()?, context.out(None));
-    let work = Work {
-        project: &project,
-        locked: &locked,
-        store: &store,
-        ui: &context.ui,
-        threads: super::threads(None),
-    };
+    let work = context.work(&project, &locked, &store);
     let [first, second] = names.map(|name| Named::find(&work, name, arch, &out));
     let difference = diff(&project.contracts, first?.offer(), second?.offer())?;
     if context.ui.json() {

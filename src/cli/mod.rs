@@ -29,6 +29,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Kind;
 use crate::lock::{Lock, Locked};
+use crate::packages::Work;
 use crate::spec::Project;
 use crate::store::Store;
 use crate::ui::{Ui, Verbosity};
@@ -141,6 +142,11 @@ impl Context {
 
     pub(crate) fn store(&self) -> Result<Store> {
         Store::open(&self.store_path()?)
+    }
+
+    /// What the library works with, on as many threads as the machine has.
+    pub(crate) fn work<'a>(&'a self, project: &'a Project, locked: &'a Locked, store: &'a Store) -> Work<'a> {
+        Work { project, locked, store, ui: &self.ui, threads: threads(None) }
     }
 
     /// The folder of the store, which need not be there yet.

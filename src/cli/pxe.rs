@@ -14,7 +14,6 @@ use crate::deploy::pxe::net::Wanted;
 use crate::deploy::pxe::site::Mode;
 use crate::deploy::pxe::{self, Options};
 use crate::error::{Failure, Kind};
-use crate::packages::Work;
 use crate::scenario::spec::Span;
 
 const EXAMPLES: &str = "Examples:
@@ -242,12 +241,6 @@ fn serve(context: &Context, args: &Serve) -> Result<()> {
         unproven: args.unproven.clone(),
         overwrite: args.overwrite.clone(),
     };
-    let work = Work {
-        project: &project,
-        locked: &locked,
-        store: &store,
-        ui: &context.ui,
-        threads: super::threads(None),
-    };
+    let work = context.work(&project, &locked, &store);
     pxe::run(&work, &cluster, &options)
 }

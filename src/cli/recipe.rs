@@ -97,7 +97,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let recipes = linux::recipes(&project)?;
     let store = context.store()?;
     let jobs = |asked| super::threads(asked);
-    let work = Work { project: &project, locked: &locked, store: &store, ui, threads: jobs(None) };
+    let work = context.work(&project, &locked, &store);
     match &args.verb {
         Verb::List => list(&work, &recipes),
         Verb::Build { names, check, keep_failed, jobs: asked } => {

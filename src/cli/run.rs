@@ -11,7 +11,6 @@ use serde::Serialize;
 use super::Context;
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
-use crate::packages::Work;
 use crate::pipeline::Target;
 use crate::qemu::accel::Accel;
 use crate::qemu::config::Format;
@@ -114,13 +113,7 @@ struct Report<'a> {
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let (project, locked) = context.locked()?;
     let store = context.store()?;
-    let work = Work {
-        project: &project,
-        locked: &locked,
-        store: &store,
-        ui: &context.ui,
-        threads: super::threads(None),
-    };
+    let work = context.work(&project, &locked, &store);
     let image = match (&args.image, &args.profile) {
         (Some(image), _) => image.clone(),
         (None, Some(profile)) => {

@@ -10,7 +10,6 @@ use super::Context;
 use super::run::AccelArg;
 use super::ways::Ways;
 use crate::error::{Failure, Kind};
-use crate::packages::Work;
 use crate::qemu::console::Console;
 use crate::qemu::terminal::{self, End};
 use crate::scenario::keep;
@@ -122,13 +121,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let (mut project, locked) = context.locked()?;
     args.ways.apply(&mut project);
     let store = context.store()?;
-    let work = Work {
-        project: &project,
-        locked: &locked,
-        store: &store,
-        ui: &context.ui,
-        threads: super::threads(None),
-    };
+    let work = context.work(&project, &locked, &store);
     let mut scenarios: Vec<Scenario> = match &args.cluster {
         Some(file) => {
             let cluster = super::cluster::read(context, Some(file))?;
