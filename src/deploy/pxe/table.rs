@@ -80,7 +80,7 @@ impl<'a> Table<'a> {
             let mode = self.site.mode(node, &seen);
             row.push_str(&format!("  {}", mode.word()));
             if let Some(image) = self.site.image(node, &seen).filter(|_| mode != Mode::Local) {
-                row.push_str(&format!(" (needs {} RAM)", human_bytes(image.memory())));
+                row.push_str(&format!(" (needs {} RAM)", human_bytes(image.memory(self.site.state(node, mode)))));
             }
             if sent > 0 {
                 row.push_str(&format!("  {}", human_bytes(sent)));
