@@ -327,7 +327,7 @@ fn installed(lan: &Lan) -> Node {
 
 /// On a disk of its own, whose image is in memory: where /var is, and what a second boot must find on it.
 fn state_of(agent: &Node, limit: Duration) -> String {
-    let look = "lsblk -dno SERIAL,FSTYPE \"/dev/$(lsblk -no PKNAME \"$(findmnt -no SOURCE /var)\")\"; findmnt -no FSTYPE /var; \
+    let look = "until mountpoint -q /var; do sleep 1; done; lsblk -dno SERIAL,FSTYPE \"/dev/$(lsblk -no PKNAME \"$(findmnt -no SOURCE /var)\")\"; findmnt -no FSTYPE /var; \
         cat /var/lib/rancher/node/password; cat /var/lib/kiln-marker || echo none";
     agent.door.succeed(look, limit).unwrap().text()
 }

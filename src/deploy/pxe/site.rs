@@ -496,14 +496,15 @@ pub(super) mod tests {
             value("HASH_URL"),
             format!("http://192.168.50.2:8067{}", plan["verity"]["path"].as_str().unwrap())
         );
-        assert_eq!((value("STATE").as_str(), value("MEMORY").as_str()), ("memory", "1431789100"));
-        assert_eq!(plan["memory"], 1_431_789_100_u64);
+        assert_eq!((value("STATE").as_str(), value("MEMORY").as_str()), ("memory", "1610712736"));
+        // The image of 100000 bytes, 1 GiB for /var, and the least for the system.
+        assert_eq!(plan["memory"], 1_610_712_736_u64);
         assert!(plan.get("state").is_none());
     }
 
     #[test]
     fn a_node_with_its_state_on_a_disk_needs_memory_for_the_image_alone() {
-        for (mode, memory, lies) in [(Mode::Diskless, 133_336, "disk"), (Mode::Install, 1_431_789_100_u64, "memory")] {
+        for (mode, memory, lies) in [(Mode::Diskless, 536_970_912, "disk"), (Mode::Install, 1_610_712_736_u64, "memory")] {
             let mut site = site(mode);
             site.nodes.get_mut(&card()).unwrap().state = DisklessState::Disk;
             let node = &site.nodes[&card()];
