@@ -15,8 +15,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
-    let place =
-        prepare(&Machine::this(), &args.server.open()?, &|word, text| context.ui.status(word, text))?;
+    let place = prepare(&Machine::this(), &args.server.open()?, &|word, text| context.ui.status(word, text))?;
     context.ui.status("State", place.to_string());
     // For the initrd, which goes on with it.
     context.ui.result(place.partition.to_string_lossy());

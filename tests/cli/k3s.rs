@@ -305,7 +305,10 @@ fn a_node_that_is_ready_tells_the_server_that_started_it_once() {
     let (node, base, told) = joining(&["503 Service Unavailable", "204 No Content", "204 No Content"]);
     node.put("credentials/kiln.report", &format!("{base}v1/node/52:54:00:00:50:11/event"));
     tells(&node);
-    assert_eq!([told.recv().unwrap(), told.recv().unwrap()], [event("52:54:00:00:50:11"), event("52:54:00:00:50:11")]);
+    assert_eq!(
+        [told.recv().unwrap(), told.recv().unwrap()],
+        [event("52:54:00:00:50:11"), event("52:54:00:00:50:11")]
+    );
     tells(&node);
     assert!(told.try_recv().is_err(), "it told it already");
 
@@ -314,7 +317,10 @@ fn a_node_that_is_ready_tells_the_server_that_started_it_once() {
     node.put("cmdline", &format!("ro kiln.netboot={base} kiln.net=52:54:00:00:50:12,192.0.2.1,255.0.0.0,\n"));
     tells(&node);
     tells(&node);
-    assert_eq!([told.recv().unwrap(), told.recv().unwrap()], [event("52:54:00:00:50:12"), event("52:54:00:00:50:12")]);
+    assert_eq!(
+        [told.recv().unwrap(), told.recv().unwrap()],
+        [event("52:54:00:00:50:12"), event("52:54:00:00:50:12")]
+    );
 }
 
 #[test]

@@ -311,7 +311,11 @@ mod tests {
         // A node that was installed has a partition of that name, too, and more.
         let mut node = table(guid("homelab", "agent-1"), SIZE, 512);
         node.partitions[0].size = 1 << 20;
-        node.partitions.push(Partition { guid: Uuid::from_u128(5), offset: 3 << 20, ..node.partitions[0].clone() });
+        node.partitions.push(Partition {
+            guid: Uuid::from_u128(5),
+            offset: 3 << 20,
+            ..node.partitions[0].clone()
+        });
         other(&found(&with(&node), vec![gpt(), ext4()], &[]), "it holds gpt; ext4 on sda1");
         // The words of --overwrite mean what they mean for flashing, and nothing more.
         let luks = || signature("luks", Class::Member, None);

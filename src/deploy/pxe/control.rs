@@ -239,7 +239,10 @@ mod tests {
             let reply = ask(&Order::Status).unwrap();
             assert!(reply.text.starts_with("agent-1  bc:24:11:00:00:11  -"), "{}", reply.text);
             let board = reply.board.unwrap();
-            assert_eq!((&board["nodes"][0]["node"], &board["nodes"][0]["stage"]), (&"agent-1".into(), &"waiting".into()));
+            assert_eq!(
+                (&board["nodes"][0]["node"], &board["nodes"][0]["stage"]),
+                (&"agent-1".into(), &"waiting".into())
+            );
             let error = ask(&Order::Reinstall { node: "nobody".to_owned() }).unwrap_err().to_string();
             assert!(error.contains("nobody") && error.contains("agent-1"), "{error}");
             // Noise is answered and does no harm.

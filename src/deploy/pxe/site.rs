@@ -504,7 +504,9 @@ pub(super) mod tests {
 
     #[test]
     fn a_node_with_its_state_on_a_disk_needs_memory_for_the_image_alone() {
-        for (mode, memory, lies) in [(Mode::Diskless, 536_970_912, "disk"), (Mode::Install, 1_610_712_736_u64, "memory")] {
+        for (mode, memory, lies) in
+            [(Mode::Diskless, 536_970_912, "disk"), (Mode::Install, 1_610_712_736_u64, "memory")]
+        {
             let mut site = site(mode);
             site.nodes.get_mut(&card()).unwrap().state = DisklessState::Disk;
             let node = &site.nodes[&card()];
