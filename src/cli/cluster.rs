@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::cluster::token;
-use crate::spec::cluster::{Addressing, Cluster, FILE, Node};
+use crate::spec::cluster::{Addressing, Cluster, DisklessState, FILE, Node};
 
 /// Arguments of `kiln cluster`.
 #[derive(Debug, clap::Args)]
@@ -158,6 +158,9 @@ fn show_node(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
     context.ui.result(format!("profile  {}", node.profile));
     context.ui.result(format!("mac      {}", node.mac.map_or("any".to_owned(), |mac| mac.to_string())));
     context.ui.result(format!("disk     {}", node.disk));
+    if node.diskless_state == DisklessState::Disk {
+        context.ui.result("diskless /var is on that disk");
+    }
     for credential in credentials {
         match (credential.from, credential.text) {
             (Some(from), _) => context.ui.result(format!("\n{}\n  (secret: {from})", credential.name)),

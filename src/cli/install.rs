@@ -13,6 +13,13 @@ use crate::ui::{Ui, human_bytes};
 /// Arguments of `kiln install`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
+    #[command(flatten)]
+    server: Server,
+}
+
+/// Who booted this machine.
+#[derive(Debug, clap::Args)]
+pub(super) struct Server {
     /// The server that booted this machine, as http://ADDRESS:PORT/
     #[arg(long, value_name = "URL")]
     server: String,
@@ -20,6 +27,12 @@ pub(super) struct Args {
     /// Hardware address of the card by which it was booted
     #[arg(long, value_name = "MAC")]
     mac: Mac,
+}
+
+impl Server {
+    pub(super) fn open(&self) -> Result<NodeServer> {
+        NodeServer::new(&self.server, &self.mac.to_string())
+    }
 }
 
 /// A person who stands before the machine sees lines, not bars.
@@ -40,7 +53,7 @@ impl Watch for Lines<'_> {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
-    let server = NodeServer::new(&args.server, &args.mac.to_string())?;
+    let server = args.server.open()?;
     let receipt =
         install(&Machine::this(), &server, &Lines(&context.ui), &|word, text| context.ui.status(word, text))?;
     let (device, image) = (&receipt.device, &receipt.image);

@@ -16,6 +16,7 @@ mod pxe;
 mod recipe;
 mod run;
 mod sbom;
+mod state;
 mod store;
 mod test;
 mod ways;
@@ -78,6 +79,9 @@ enum Verb {
     /// Write this machine's image to its own disk; a machine that `kiln pxe` booted starts this by itself
     #[command(hide = true)]
     Install(install::Args),
+    /// Make ready the disk with the state of this machine, which `kiln pxe` runs diskless; its initrd starts this
+    #[command(hide = true)]
+    State(state::Args),
     /// Make tokens by which nodes join a cluster
     Token(cluster::TokenArgs),
     /// Write images onto disks, so that it is the right disk and holds the right bytes
@@ -203,6 +207,7 @@ pub fn main() -> ExitCode {
         Verb::Token(args) => cluster::token(&context, &args),
         Verb::Pxe(args) => pxe::run(&context, &args),
         Verb::Install(args) => install::run(&context, &args),
+        Verb::State(args) => state::run(&context, &args),
         Verb::Flash(args) => flash::run(&context, &args),
         Verb::Update(args) => lock::update(&context, &args),
         Verb::Outdated(args) => lock::outdated(&context, &args),

@@ -197,14 +197,14 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         Verb::Reinstall { node, running } => (Order::Reinstall { node: node.clone() }, running),
         Verb::Status { running } => (Order::Status, running),
     };
-    let text = ask(&state(context, running.out.as_ref(), running.state.as_ref()), &order)?;
-    if context.ui.json() {
-        return context.ui.result_json(&serde_json::json!({ "done": text }));
-    }
-    if order == Order::Status {
-        context.ui.result(text);
-    } else {
-        context.ui.status("Done", text);
+    let reply = ask(&state(context, running.out.as_ref(), running.state.as_ref()), &order)?;
+    match reply.board {
+        Some(board) if context.ui.json() => return context.ui.result_json(&board),
+        Some(_) => context.ui.result(reply.text),
+        None if context.ui.json() => {
+            return context.ui.result_json(&serde_json::json!({ "done": reply.text }));
+        }
+        None => context.ui.status("Done", reply.text),
     }
     Ok(())
 }

@@ -30,20 +30,31 @@ const ASKED: u32 = 720;
 /// More than all credentials of a node can be.
 const LONGEST: u64 = 16 << 20;
 
+/// The credential by which an installed node knows whom to tell that it joined (images/k3s/joined).
+const REPORT: &str = "kiln.report";
+
 /// What the server plans, as far as it matters here.
 #[derive(Debug, Deserialize)]
-struct Plan {
+pub(super) struct Plan {
     /// `install`, or something else for another kind of boot.
-    mode: String,
-    node: String,
+    pub(super) mode: String,
+    pub(super) node: String,
     #[serde(default)]
-    contract: DiskContract,
+    pub(super) contract: DiskContract,
     /// Bytes of a disk with all partitions but `/var`, and of the least `/var`.
     #[serde(default)]
     layout_size: u64,
     #[serde(default)]
-    state_size: u64,
+    pub(super) state_size: u64,
     install: Option<Order>,
+    /// For a node that runs diskless with its state on a disk.
+    pub(super) state: Option<StateOrder>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct StateOrder {
+    pub(super) cluster: String,
+    pub(super) overwrite: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -56,11 +67,18 @@ struct Order {
 
 /// What this machine reports.
 #[derive(Debug, Serialize)]
-struct Event {
-    event: &'static str,
-    detail: Option<String>,
+pub(super) struct Event {
+    pub(super) event: &'static str,
+    pub(super) detail: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    receipt: Option<serde_json::Value>,
+    pub(super) receipt: Option<serde_json::Value>,
+}
+
+impl Plan {
+    /// Asks for it.
+    pub(super) fn ask(server: &NodeServer) -> Result<Self> {
+        serde_json::from_slice(&server.get("plan", LONGEST)?).context("the plan of the server")
+    }
 }
 
 /// Installs what the server plans for this machine, and tells it how that went; `said` hears a word and a line for people.
@@ -94,8 +112,7 @@ pub fn install(
 }
 
 fn plan(server: &NodeServer) -> Result<(Plan, Order)> {
-    let mut plan: Plan =
-        serde_json::from_slice(&server.get("plan", LONGEST)?).context("the plan of the server")?;
+    let mut plan = Plan::ask(server)?;
     match plan.install.take().filter(|_| plan.mode == "install") {
         Some(order) => Ok((plan, order)),
         None => {
@@ -129,7 +146,12 @@ fn work(
     let event = Event { event: "installing", detail: Some(detail), receipt: None };
     server.post("event", &serde_json::to_vec(&event)?)?;
     // A disk is not touched for a node that would not know who it is.
-    let identity = credentials(server, &plan.node, said)?;
+    let mut identity = credentials(server, &plan.node, said)?;
+    identity.push(Credential {
+        name: REPORT.to_owned(),
+        value: Value::new(server.url("event")),
+        secret: false,
+    });
     let started = time::iso(time::now());
     let facts = Facts { digest: manifest.disk.sha256, size: manifest.disk.size, epoch: manifest.epoch };
     let source = Source::new(Box::new(server.stream("image.raw")?), facts)?;

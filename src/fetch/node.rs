@@ -37,8 +37,13 @@ impl NodeServer {
         Ok(NodeServer { client, base: format!("{base}/v1/node/{mac}") })
     }
 
+    /// Where it is asked for `what`.
+    pub fn url(&self, what: &str) -> String {
+        format!("{}/{what}", self.base)
+    }
+
     fn send(&self, what: &str, body: Option<&[u8]>) -> Result<Response, Failure> {
-        let url = format!("{}/{what}", self.base);
+        let url = self.url(what);
         let mut last = None;
         for round in 0..TRIES {
             if round > 0 {

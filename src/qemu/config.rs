@@ -135,6 +135,17 @@ pub enum Link {
     Stream(PathBuf),
 }
 
+/// Whether the firmware asks for something to boot by a network card, before it looks at the disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Netboot {
+    /// It does not.
+    Off,
+    /// By all that it can: PXE first.
+    Any,
+    /// By UEFI HTTP Boot alone, as firmware does whose PXE is switched off.
+    Http,
+}
+
 /// A network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
@@ -144,8 +155,8 @@ pub struct Nic {
     pub mac: String,
     /// What it is plugged into.
     pub link: Link,
-    /// Whether the firmware asks for something to boot by this card, before it looks at the disks.
-    pub netboot: bool,
+    /// Whether the machine boots by it.
+    pub netboot: Netboot,
 }
 
 /// What the machine starts from.
@@ -302,10 +313,12 @@ impl MachineConfig {
                     "extra words reach the kernel through systemd-stub only, not a direct kernel".to_owned(),
                 );
             }
-        } else if self.disks.is_empty() && !self.nics.iter().any(|nic| nic.netboot) {
+        } else if self.disks.is_empty() && !self.nics.iter().any(|nic| nic.netboot != Netboot::Off) {
             return refuse("firmware needs a disk or a network to boot from".to_owned());
         } else if self.boot == Boot::Bios && self.arch != Arch::Amd64 {
             return refuse(format!("{} machines have no BIOS", self.arch));
+        } else if self.boot == Boot::Bios && self.nics.iter().any(|nic| nic.netboot == Netboot::Http) {
+            return refuse("a BIOS boots by PXE, not by HTTP".to_owned());
         }
         Ok(())
     }
@@ -375,7 +388,7 @@ impl MachineConfig {
             args.pair("-chardev", format!("socket,id=shell,path={path},server=on,wait=off"));
             args.device(&json!({"driver": "virtconsole", "bus": "serial0.0", "chardev": "shell"}));
         }
-        let cards = self.nics.iter().filter(|nic| nic.netboot).count();
+        let cards = self.nics.iter().filter(|nic| nic.netboot != Netboot::Off).count();
         for (index, disk) in self.disks.iter().enumerate() {
             disk_args(&mut args, index, disk, &places.overlay(index), cards);
         }
@@ -406,6 +419,12 @@ impl MachineConfig {
                     &json!({"driver": "file", "node-name": "vars", "filename": text(&places.vars())}),
                 );
                 args.pair("-machine", "pflash0=code,pflash1=vars");
+                if self.nics.iter().any(|nic| nic.netboot == Netboot::Http) {
+                    // What the firmware offers for each card (edk2, OvmfPkg/README).
+                    for version in ["IPv4", "IPv6"] {
+                        args.pair("-fw_cfg", format!("name=opt/org.tianocore/{version}PXESupport,string=no"));
+                    }
+                }
             }
             // QEMU's own choice for a PC.
             Boot::Bios => {}
@@ -491,7 +510,7 @@ fn nic_args(args: &mut Args, index: usize, nic: &Nic) {
         NicModel::Igb => "igb",
     };
     let mut device = json!({"driver": driver, "netdev": id, "mac": nic.mac});
-    if nic.netboot {
+    if nic.netboot != Netboot::Off {
         device["bootindex"] = json!(index);
     } else {
         // No option ROM: the machine boots from disk, and network boot would cost each start some seconds.

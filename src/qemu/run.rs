@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::accel::{self, Accel, Choice};
-use super::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Nic, NicModel};
+use super::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Netboot, Nic, NicModel};
 use super::firmware::Firmware;
 use super::machine::Machine;
 use super::ready;
@@ -151,7 +151,7 @@ fn machine_config(
             model: NicModel::Virtio,
             mac: "52:54:00:6b:00:01".to_owned(),
             link: Link::User { forward: options.forward.clone() },
-            netboot: false,
+            netboot: Netboot::Off,
         }],
         credentials,
         cmdline_extra: options.cmdline_extra.clone(),

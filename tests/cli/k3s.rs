@@ -1,6 +1,6 @@
 //! The scripts of images/k3s/ as a node's shell runs them, on folders of the test's own.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -59,6 +59,10 @@ impl Node {
             .env("KILN_UPTIME", self.path("uptime"))
             .env("KILN_LIMIT_NEW", "1")
             .env("KILN_LIMIT_WRONG", "2")
+            .env("STATE_DIRECTORY", self.path("state"))
+            .env("KILN_CMDLINE", self.path("cmdline"))
+            .env("KILN_PAUSE", "0.01")
+            .env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.path("bin").display()))
             .output()
             .unwrap()
     }
@@ -308,4 +312,105 @@ fn a_new_server_and_a_node_behind_its_image_wait_for_the_time_and_no_others_do()
     fs_err::remove_dir_all(node.path("timesync")).unwrap();
     run(&node);
     assert!(!told(&node).contains("waiting") && told(&node).contains("no time server"), "{}", told(&node));
+
+/// A node whose kubelet is known as `rack-1` and is Ready when it is asked for the third time, and a `kiln pxe` that answers the events
+/// that it is told with these codes, one after the other; the paths and bodies are sent to the test.
+fn joining(codes: &[&'static str]) -> (Node, String, Receiver<(String, String)>) {
+    let node = Node::new("agent");
+    node.put("data/agent/kubelet.kubeconfig", "");
+    node.put("state/none", "");
+    node.put("cmdline", "roothash=00 ro\n");
+    node.put(
+        "bin/kubectl",
+        "#!/bin/sh
+case \"$*\" in
+  *agent/kubelet.kubeconfig*whoami*) printf system:node:rack-1 ;;
+  *agent/kubelet.kubeconfig*'get node rack-1 '*)
+    echo >>\"$STATE_DIRECTORY/asked\"
+    [ \"$(wc -l <\"$STATE_DIRECTORY/asked\")\" -ge 3 ] && printf 'True v1.33.3+k3s1' || printf 'False v1.33.3+k3s1'
+    ;;
+  *) exit 1 ;;
+esac
+",
+    );
+    fs_err::set_permissions(node.path("bin/kubectl"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let base = format!("http://{}/", listener.local_addr().unwrap());
+    let (sender, receiver) = channel();
+    let codes = codes.to_vec();
+    std::thread::spawn(move || {
+        for (mut stream, code) in listener.incoming().flatten().zip(codes) {
+            let mut reader = BufReader::new(&stream);
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                reader.read_until(b'\n', &mut head).unwrap();
+            }
+            let head = String::from_utf8(head).unwrap();
+            let length = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")).unwrap();
+            let mut body = vec![0; length.parse().unwrap()];
+            reader.read_exact(&mut body).unwrap();
+            sender.send((head.lines().next().unwrap().to_owned(), String::from_utf8(body).unwrap())).unwrap();
+            write!(stream, "HTTP/1.1 {code}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+        }
+    });
+    (node, base, receiver)
+}
+
+#[track_caller]
+fn tells(node: &Node) -> String {
+    let output = node.run("joined");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "whatever happens, the unit does not fail: {text}");
+    text
+}
+
+#[test]
+fn a_node_that_is_ready_tells_the_server_that_started_it_once() {
+    if !Path::new("/usr/bin/curl").exists() {
+        return skipped("curl, by which a node tells its server, is not on this machine");
+    }
+    let event = |mac: &str| {
+        (
+            format!("POST /v1/node/{mac}/event HTTP/1.1"),
+            r#"{"event":"joined","detail":"Ready, v1.33.3+k3s1"}"#.to_owned(),
+        )
+    };
+    // An installed one, by its credential: the server is away at first, and hears it once, also when the node starts again.
+    let (node, base, told) = joining(&["503 Service Unavailable", "204 No Content", "204 No Content"]);
+    node.put("credentials/kiln.report", &format!("{base}v1/node/52:54:00:00:50:11/event"));
+    tells(&node);
+    assert_eq!(
+        [told.recv().unwrap(), told.recv().unwrap()],
+        [event("52:54:00:00:50:11"), event("52:54:00:00:50:11")]
+    );
+    tells(&node);
+    assert!(told.try_recv().is_err(), "it told it already");
+
+    // A diskless one, by the words of its kernel command line, at each boot.
+    let (node, base, told) = joining(&["204 No Content", "204 No Content"]);
+    node.put("cmdline", &format!("ro kiln.netboot={base} kiln.net=52:54:00:00:50:12,192.0.2.1,255.0.0.0,\n"));
+    tells(&node);
+    tells(&node);
+    assert_eq!(
+        [told.recv().unwrap(), told.recv().unwrap()],
+        [event("52:54:00:00:50:12"), event("52:54:00:00:50:12")]
+    );
+}
+
+#[test]
+fn a_node_whose_server_is_gone_gives_up_and_one_that_none_started_tells_nobody() {
+    let (node, base, _told) = joining(&[]);
+    assert!(tells(&node).contains("nobody is told"));
+    assert!(!node.path("state/asked").exists(), "nor is the API asked");
+    node.put("credentials/kiln.report", "file:///etc/passwd");
+    assert!(tells(&node).contains("nobody is told"));
+    if !Path::new("/usr/bin/curl").exists() {
+        return skipped("curl, by which a node tells its server, is not on this machine");
+    }
+    node.put("credentials/kiln.report", "http://127.0.0.1:1/v1/node/x/event");
+    assert!(tells(&node).contains("does not hear that this node joined"), "{base}");
+    assert!(!node.path("state/joined").exists());
+    // It never becomes Ready.
+    node.put("bin/kubectl", "#!/bin/sh\nexit 1\n");
+    assert!(tells(&node).contains("did not become Ready"));
 }

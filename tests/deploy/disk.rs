@@ -48,10 +48,9 @@ impl Loop {
 
     /// Over a file that is there.
     pub(crate) fn over(file: &Path, sector: u32) -> Option<Self> {
-        let run = host(
-            "losetup",
-            &["--find", "--show", "--sector-size", &sector.to_string(), file.to_str().unwrap()],
-        );
+        let sector = sector.to_string();
+        let args = ["--find", "--show", "--partscan", "--sector-size", &sector, file.to_str().unwrap()];
+        let run = host("losetup", &args);
         Some(Loop { path: run.stdout.trim().to_owned(), file: file.to_owned() })
     }
 

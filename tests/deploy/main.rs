@@ -15,3 +15,4 @@ mod pxe;
 mod pxe_lab;
 mod refuse;
 mod signature;
+mod state;

@@ -108,6 +108,12 @@ fn a_machine_goes_the_whole_way_and_is_installed_once() {
             .unwrap()
             .starts_with("MODE='local'")
     );
+    // It boots from its disk, and says so when it has joined; asking on its way takes nothing back.
+    assert_eq!(event(&server, 0, r#"{"event":"joined","detail":"Ready, v1.33.3+k3s1"}"#), 204);
+    assert!(ask_dhcp(&server, 0, &uefi, 1).is_none());
+    let status = server.order(&["status"]).ok().stdout;
+    assert!(status.contains("local     joined"), "{status}");
+    assert!(lab.said().contains("agent-0: Ready, v1.33.3+k3s1"), "{}", lab.said());
     server.order(&["reinstall", "agent-0"]).ok();
     assert_eq!(boot_file(&ask_dhcp(&server, 0, &uefi, 20).unwrap()), "snponly.efi");
     let status = server.order(&["status"]).ok().stdout;
@@ -145,6 +151,8 @@ fn credentials_are_given_once_while_a_person_lets_them_be_and_are_in_no_log() {
     server.order(&["release", "agent-0"]).ok();
     let line = format!("GET /v1/node/{}/credentials", text_of(card(0)));
     assert_eq!(server.ask(address(9), &line, "", b"").0, 403);
+    let told = format!("POST /v1/node/{}/event", text_of(card(0)));
+    assert_eq!(server.ask(address(9), &told, "", br#"{"event":"joined"}"#).0, 403);
     assert_eq!(ask(0).0, 200);
     assert_eq!(server.end(), 0);
     let said = lab.said();

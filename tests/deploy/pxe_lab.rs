@@ -296,7 +296,12 @@ impl Server<'_> {
         let (mut file, mut block, mut window) = (Vec::new(), 512, 1);
         let (mut buffer, mut last, mut since) = (vec![0; 66_000], 0_u16, 0);
         loop {
-            let (length, peer) = socket.recv_from(&mut buffer).map_err(|e| e.to_string())?;
+            let (length, peer) = match socket.recv_from(&mut buffer) {
+                Ok(got) => got,
+                // With a time-out it is not begun again by itself (signal(7)), as when the machine is frozen for a moment.
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.to_string()),
+            };
             let bytes = &buffer[..length];
             let number = u16::from_be_bytes([bytes[2], bytes[3]]);
             match bytes[1] {

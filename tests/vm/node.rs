@@ -7,7 +7,7 @@ use std::time::Duration;
 use kiln::arch::Arch;
 use kiln::error::Failure;
 use kiln::qemu::accel::{self, Accel};
-use kiln::qemu::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Nic, NicModel};
+use kiln::qemu::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Netboot, Nic, NicModel};
 use kiln::qemu::firmware::Firmware;
 use kiln::qemu::machine::Machine;
 use kiln::qemu::{door, ready};
@@ -189,7 +189,7 @@ impl Setup {
                 model: NicModel::Virtio,
                 mac: "52:54:00:6b:00:01".to_owned(),
                 link: Link::User { forward: Vec::new() },
-                netboot: false,
+                netboot: Netboot::Off,
             }],
             credentials,
             cmdline_extra: None,

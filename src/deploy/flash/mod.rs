@@ -9,7 +9,8 @@
 //! journal, receipt                     [journal], [receipt]
 //! ```
 //!
-//! [`job::install`] is the way of whoever has chosen a disk and has an image as a stream; [`job::flash`] that of the command line.
+//! [`job::install`] is the way of whoever has chosen a disk and has an image as a stream; [`job::flash`] that of the command line. [`state`]
+//! puts no image on a disk that was chosen so, only the `/var` of a node that runs diskless.
 
 pub mod claim;
 pub mod device;
@@ -23,6 +24,7 @@ pub mod proof;
 pub mod receipt;
 pub mod signature;
 mod source;
+pub mod state;
 mod write;
 
 pub use self::medium::{BlockDevice, Medium};

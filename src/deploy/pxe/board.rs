@@ -73,12 +73,14 @@ impl Seen {
         if self.failed.is_some() {
             return "failed";
         }
+        // An installed node says once that it joined: that it started since then, and asked on its way, takes nothing back.
+        let asked = self.asked.filter(|_| self.installed.is_none() || self.joined < self.installed);
         let stages = [
             (self.joined, "joined"),
             (self.installed, "installed"),
             (self.installing, "installing"),
             (self.booted, "booted"),
-            (self.asked, "asked"),
+            (asked, "asked"),
         ];
         // Of two in the same second the later stage counts, which stands first.
         let mut last = ("waiting", i64::MIN);
@@ -494,6 +496,11 @@ mod tests {
         assert_eq!(seen.stage(), "installed");
         seen.asked = Some(20);
         assert_eq!(seen.stage(), "asked");
+        seen.joined = Some(25);
+        seen.asked = Some(30);
+        assert_eq!(seen.stage(), "joined", "an installed node tells it once");
+        seen.installed = None;
+        assert_eq!(seen.stage(), "asked", "a diskless one at each boot");
         seen.failed = Some("no disk".to_owned());
         assert_eq!(seen.stage(), "failed");
         assert_eq!(Seen::default().stage(), "waiting");

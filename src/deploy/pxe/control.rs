@@ -57,6 +57,15 @@ pub struct Reply {
     pub ok: bool,
     /// What was done, or why not.
     pub text: String,
+    /// What became of every node, if that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub board: Option<serde_json::Value>,
+}
+
+impl Reply {
+    fn of(ok: bool, text: String) -> Self {
+        Reply { ok, text, board: None }
+    }
 }
 
 /// Makes the socket of `folder`, for `owner` if this process is to become that user.
@@ -113,7 +122,7 @@ fn one(site: &Site, board: &Board, mut stream: UnixStream) -> Result<()> {
     BufReader::new((&stream).take(LONGEST)).read_line(&mut line)?;
     let reply = match serde_json::from_str::<Order>(&line) {
         Ok(order) => obey(site, board, &order),
-        Err(error) => Reply { ok: false, text: format!("this is no order: {error}") },
+        Err(error) => Reply::of(false, format!("this is no order: {error}")),
     };
     let mut text = serde_json::to_vec(&reply)?;
     text.push(b'\n');
@@ -122,7 +131,7 @@ fn one(site: &Site, board: &Board, mut stream: UnixStream) -> Result<()> {
 }
 
 fn obey(site: &Site, board: &Board, order: &Order) -> Reply {
-    let refuse = |text: String| Reply { ok: false, text };
+    let refuse = |text: String| Reply::of(false, text);
     let find = |name: &str| site.nodes.iter().find(|(_, node)| node.name == name).map(|(mac, _)| *mac);
     let unknown = |name: &str| {
         let names: Vec<&str> = site.nodes.values().map(|node| node.name.as_str()).collect();
@@ -130,7 +139,10 @@ fn obey(site: &Site, board: &Board, order: &Order) -> Reply {
     };
     let minutes = |seconds: u64| crate::ui::human_time(Duration::from_secs(seconds));
     let (event, node, text) = match order {
-        Order::Status => return Reply { ok: true, text: table::status(site, board) },
+        Order::Status => {
+            let (text, report) = (table::status(site, board), table::report(site, board));
+            return Reply { ok: true, text, board: Some(report) };
+        }
         Order::Open { seconds } => {
             board.lock().open_window(Some(Duration::from_secs(*seconds)));
             (
@@ -166,14 +178,14 @@ fn obey(site: &Site, board: &Board, order: &Order) -> Reply {
         }
     };
     board.lock().note(event, Tone::Notice, node.map(String::as_str), None, text.clone());
-    Reply { ok: true, text }
+    Reply::of(true, text)
 }
 
-/// Asks the server whose state is in `folder`. Says what it did.
+/// Asks the server whose state is in `folder`. Its reply says what it did.
 ///
 /// # Errors
 /// [`Kind::Input`]: no server runs there, this user may not ask it, or it refused.
-pub fn ask(folder: &Path, order: &Order) -> Result<String> {
+pub fn ask(folder: &Path, order: &Order) -> Result<Reply> {
     let path = folder.join(SOCKET);
     let mut stream = UnixStream::connect(&path).map_err(|error| {
         let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
@@ -193,7 +205,7 @@ pub fn ask(folder: &Path, order: &Order) -> Result<String> {
     let mut line = String::new();
     BufReader::new(stream.take(LONGEST)).read_line(&mut line)?;
     let reply: Reply = serde_json::from_str(&line)?;
-    if reply.ok { Ok(reply.text) } else { Err(Failure::new(Kind::Input, reply.text).into()) }
+    if reply.ok { Ok(reply) } else { Err(Failure::new(Kind::Input, reply.text).into()) }
 }
 
 #[cfg(test)]
@@ -215,7 +227,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| serve(&site, &board, &listener, &stop));
             let ask = |order: &Order| ask(dir.path(), order);
-            assert!(ask(&Order::Open { seconds: 600 }).unwrap().contains("10 m 00 s"));
+            assert!(ask(&Order::Open { seconds: 600 }).unwrap().text.contains("10 m 00 s"));
             assert!(board.lock().window().is_some());
             assert!(ask(&Order::Close).is_ok() && board.lock().window().is_none());
             let node = || "agent-1".to_owned();
@@ -224,7 +236,13 @@ mod tests {
             board.lock().node(card()).installed = Some(1);
             ask(&Order::Reinstall { node: node() }).unwrap();
             assert_eq!(board.seen(card()).installed, None);
-            assert!(ask(&Order::Status).unwrap().starts_with("agent-1  bc:24:11:00:00:11  -"));
+            let reply = ask(&Order::Status).unwrap();
+            assert!(reply.text.starts_with("agent-1  bc:24:11:00:00:11  -"), "{}", reply.text);
+            let board = reply.board.unwrap();
+            assert_eq!(
+                (&board["nodes"][0]["node"], &board["nodes"][0]["stage"]),
+                (&"agent-1".into(), &"waiting".into())
+            );
             let error = ask(&Order::Reinstall { node: "nobody".to_owned() }).unwrap_err().to_string();
             assert!(error.contains("nobody") && error.contains("agent-1"), "{error}");
             // Noise is answered and does no harm.

@@ -13,7 +13,10 @@ use crate::manifest;
 use crate::pipeline::Target;
 use crate::rootfs::state::verity_slot;
 use crate::spec::Profile;
+use crate::spec::cluster::DisklessState;
 
+/// Memory in bytes that the system itself has at least, as in the initrd (src/rootfs/initrd/netboot).
+const SYSTEM: u64 = 512 << 20;
 /// Where the UKI lies on the ESP.
 const UKIS: &str = "EFI/Linux/";
 
@@ -144,10 +147,12 @@ impl Image {
         })
     }
 
-    /// Memory in bytes that a machine needs which runs this image from memory, to install it too: image and the least /var lie in a
-    /// file system in memory, which may take three quarters of it; the last quarter is for the system itself.
-    pub fn memory(&self) -> u64 {
-        (self.raw.len + self.state_size).div_ceil(3) * 4
+    /// Memory in bytes that a machine needs which runs this image from memory, to install it too: the image, and the least /var unless that
+    /// is on a disk, lie in a file system in memory. The last quarter of the memory, and no less than [`SYSTEM`], is for the system itself.
+    pub fn memory(&self, state: DisklessState) -> u64 {
+        let var = if state == DisklessState::Disk { 0 } else { self.state_size };
+        let held = self.raw.len + var;
+        (held.div_ceil(3) * 4).max(held + SYSTEM)
     }
 }
 

@@ -49,7 +49,7 @@ use crate::cluster::secret::{Keeper, Value};
 use crate::deploy::flash::{claim, proof};
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
-use crate::spec::cluster::Cluster;
+use crate::spec::cluster::{Cluster, DisklessState};
 use crate::sys;
 use crate::tools;
 use crate::ui::{Ui, human_bytes};
@@ -216,6 +216,7 @@ fn site(work: &Work<'_>, cluster: &Cluster, options: &Options, place: &Place) ->
             address: node.address(),
             contract: serde_json::to_value(&node.disk)?,
             mode,
+            state: node.diskless_state,
             proof: None,
             overwrite: options.overwrite.clone(),
             credentials,
@@ -327,7 +328,7 @@ fn begin(ui: &Ui, site: &Site, board: &Board, options: &Options) -> Result<()> {
                 image.version,
                 image.uki.digest.short(),
                 human_bytes(image.raw.len),
-                human_bytes(image.memory())
+                human_bytes(image.memory(DisklessState::Memory))
             ),
         );
     }
@@ -336,7 +337,12 @@ fn begin(ui: &Ui, site: &Site, board: &Board, options: &Options) -> Result<()> {
         let mode = site.mode(node, &seen);
         let installed =
             if node.mode == Mode::Install && mode == Mode::Local { " (installed already)" } else { "" };
-        ui.status("Node", format!("{} {mac}: {}{installed}", node.name, mode.word()));
+        let image = site.image(node, &seen).filter(|_| site.state(node, mode) == DisklessState::Disk);
+        let memory = image.map_or(String::new(), |image| {
+            let bytes = human_bytes(image.memory(DisklessState::Disk));
+            format!(", /var on its disk, needs {bytes} of memory")
+        });
+        ui.status("Node", format!("{} {mac}: {}{installed}{memory}", node.name, mode.word()));
     }
     let way = match site.range {
         Some((first, last)) => format!("DHCP server, {first}-{last}"),

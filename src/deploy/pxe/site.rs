@@ -17,7 +17,7 @@ use crate::cluster::secret::Value;
 use crate::deploy::flash::proof::Proof;
 use crate::scenario::spec::Mac;
 use crate::spec::Role;
-use crate::spec::cluster::Network;
+use crate::spec::cluster::{DisklessState, Network};
 
 /// What a machine that boots over the network is to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -126,6 +126,8 @@ pub struct Node {
     pub contract: serde_json::Value,
     /// What was asked for it.
     pub mode: Mode,
+    /// Where its /var lies if it runs diskless.
+    pub state: DisklessState,
     /// What proved its image, for a node that is to be installed.
     pub proof: Option<Proof>,
     /// What of its disk may be lost, see [`MEMBERS`](crate::deploy::flash::claim::MEMBERS).
@@ -188,6 +190,11 @@ impl Site {
         }
     }
 
+    /// Where a node's /var lies while it is run so: a machine that is installed has one in memory until then.
+    pub fn state(&self, node: &Node, mode: Mode) -> DisklessState {
+        if mode == Mode::Diskless { node.state } else { DisklessState::Memory }
+    }
+
     /// Whether its firmware gets an answer: something to boot, or a script that says why there is nothing.
     pub fn answers(&self, node: &Node, seen: &Seen) -> bool {
         let told = seen.firmware() == Some(Firmware::Bios) && self.refusal(node, seen).is_some();
@@ -246,8 +253,12 @@ impl Site {
         plan["verity"] = part("verity.img", &image.verity);
         plan["layout_size"] = json!(image.layout_size);
         plan["state_size"] = json!(image.state_size);
-        plan["memory"] = json!(image.memory());
+        let state = self.state(node, mode);
+        plan["memory"] = json!(image.memory(state));
         plan["contract"] = node.contract.clone();
+        if state == DisklessState::Disk {
+            plan["state"] = json!({ "cluster": self.cluster, "overwrite": node.overwrite });
+        }
         if mode == Mode::Install {
             plan["install"] = json!({
                 "cluster": self.cluster,
@@ -272,6 +283,7 @@ impl Site {
         let base = self.base();
         let url = |name: &str| format!("{}{}", base.trim_end_matches('/'), Self::path(mac, name));
         let number = |n: u64| n.to_string();
+        let state = self.state(node, mode);
         for (key, value) in [
             ("ROLE", node.role.to_string()),
             ("PROFILE", node.profile.clone()),
@@ -283,7 +295,8 @@ impl Site {
             ("IMAGE_SHA256", image.raw.digest.to_string()),
             ("LAYOUT_SIZE", number(image.layout_size)),
             ("STATE_SIZE", number(image.state_size)),
-            ("MEMORY", number(image.memory())),
+            ("STATE", state.word().to_owned()),
+            ("MEMORY", number(image.memory(state))),
             ("ROOT_URL", url("root.img")),
             ("ROOT_SIZE", number(image.root.len)),
             ("ROOT_SHA256", image.root.digest.to_string()),
@@ -381,6 +394,7 @@ pub(super) mod tests {
             address: None,
             contract: serde_json::Value::Object(Map::new()),
             mode,
+            state: DisklessState::Memory,
             proof: None,
             overwrite: Vec::new(),
             credentials: Value::new("tar"),
@@ -482,7 +496,24 @@ pub(super) mod tests {
             value("HASH_URL"),
             format!("http://192.168.50.2:8067{}", plan["verity"]["path"].as_str().unwrap())
         );
-        assert_eq!(value("MEMORY"), "1431789100");
-        assert_eq!(plan["memory"], 1_431_789_100_u64);
+        assert_eq!((value("STATE").as_str(), value("MEMORY").as_str()), ("memory", "1610712736"));
+        // The image of 100000 bytes, 1 GiB for /var, and the least for the system.
+        assert_eq!(plan["memory"], 1_610_712_736_u64);
+        assert!(plan.get("state").is_none());
+    }
+
+    #[test]
+    fn a_node_with_its_state_on_a_disk_needs_memory_for_the_image_alone() {
+        for (mode, memory, lies) in
+            [(Mode::Diskless, 536_970_912, "disk"), (Mode::Install, 1_610_712_736_u64, "memory")]
+        {
+            let mut site = site(mode);
+            site.nodes.get_mut(&card()).unwrap().state = DisklessState::Disk;
+            let node = &site.nodes[&card()];
+            let plan = site.plan(card(), node, &seen(7));
+            assert_eq!(plan["memory"], memory);
+            assert_eq!(plan.get("state").is_some(), lies == "disk", "{plan}");
+            assert!(site.plan_env(card(), node, &seen(7)).contains(&format!("STATE='{lies}'")));
+        }
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::board::{Board, Note, Tone};
+use serde_json::json;
+
+use super::board::{Board, Note, Seen, Stranger, Tone};
 use super::site::{Firmware, Mode, Site};
 use crate::lock::time;
 use crate::scenario::spec::Mac;
@@ -73,25 +75,22 @@ impl<'a> Table<'a> {
             let sent = node.sent.load(Ordering::Relaxed);
             let before = self.sent.insert(*mac, sent).unwrap_or(sent);
             let rate = (sent - before) as f64 / elapsed;
-            let mut row = format!("{:width$}  {mac}", node.name);
-            if let Some(firmware) = seen.firmware() {
-                row.push_str(&format!("  {firmware}"));
-            }
             let mode = self.site.mode(node, &seen);
-            row.push_str(&format!("  {}", mode.word()));
-            if let Some(image) = self.site.image(node, &seen).filter(|_| mode != Mode::Local) {
-                row.push_str(&format!(" (needs {} RAM)", human_bytes(image.memory())));
-            }
-            if sent > 0 {
-                row.push_str(&format!("  {}", human_bytes(sent)));
-            }
-            if rate > 0.0 {
-                row.push_str(&format!(" at {}/s", human_bytes(rate as u64)));
-            }
+            let mut row = format!("{:width$}  {mac}  {}", node.name, columns(&seen, mode));
+            // What it needs matters until it has come up with it.
+            let came = seen.booted.max(seen.installing) >= seen.asked && seen.asked.is_some();
+            let image = self.site.image(node, &seen).filter(|_| mode != Mode::Local && !came);
             if let Some(why) = self.site.refusal(node, &seen).or(seen.failed.clone()) {
                 row.push_str(&format!("  {why}"));
+            } else if rate > 0.0 {
+                row.push_str(&format!("  got {} at {}/s", human_bytes(sent), human_bytes(rate as u64)));
+            } else if sent > 0 {
+                row.push_str(&format!("  got {}", human_bytes(sent)));
+            } else if let Some(image) = image {
+                let bytes = human_bytes(image.memory(self.site.state(node, mode)));
+                row.push_str(&format!("  needs {bytes} of memory"));
             }
-            lines.push((seen.asked.unwrap_or(0), seen.stage().to_owned(), row));
+            lines.push((seen.asked.unwrap_or(0), seen.stage().to_owned(), row.trim_end().to_owned()));
         }
         if lines.len() > ROWS {
             lines.sort_by_key(|(asked, ..)| std::cmp::Reverse(*asked));
@@ -124,6 +123,34 @@ impl<'a> Table<'a> {
     }
 }
 
+/// Firmware and mode of a node, in columns.
+fn columns(seen: &Seen, mode: Mode) -> String {
+    let firmware = seen.firmware().map_or("-".to_owned(), |firmware| firmware.to_string());
+    format!("{firmware:16}  {:8}", mode.word())
+}
+
+/// The same for programs.
+pub fn report(site: &Site, board: &Board) -> serde_json::Value {
+    let inner = board.lock();
+    let nodes = site.nodes.iter().map(|(mac, node)| {
+        let seen = inner.nodes.get(mac).cloned().unwrap_or_default();
+        json!({
+            "node": node.name,
+            "mac": mac.to_string(),
+            "firmware": seen.firmware().map(|firmware| firmware.to_string()),
+            "mode": site.mode(node, &seen),
+            "stage": seen.stage(),
+            "sent": node.sent.load(Ordering::Relaxed),
+            "refused": site.refusal(node, &seen),
+            "seen": seen,
+        })
+    });
+    let nodes: Vec<serde_json::Value> = nodes.collect();
+    let strangers: BTreeMap<String, &Stranger> =
+        inner.strangers.iter().map(|(mac, stranger)| (mac.to_string(), stranger)).collect();
+    json!({ "nodes": nodes, "strangers": strangers })
+}
+
 /// What became of every node, and who else asked, as `kiln pxe status` prints it.
 pub fn status(site: &Site, board: &Board) -> String {
     let inner = board.lock();
@@ -131,15 +158,11 @@ pub fn status(site: &Site, board: &Board) -> String {
     let width = site.nodes.values().map(|node| node.name.len()).max().unwrap_or(0);
     for (mac, node) in &site.nodes {
         let seen = inner.nodes.get(mac).cloned().unwrap_or_default();
-        let firmware = seen.firmware().map_or("-".to_owned(), |firmware| firmware.to_string());
         let why = site.refusal(node, &seen).or(seen.failed.clone()).unwrap_or_default();
-        let (mode, stage, sent) =
-            (site.mode(node, &seen).word(), seen.stage(), human_bytes(node.sent.load(Ordering::Relaxed)));
-        lines.push(
-            format!("{:width$}  {mac}  {firmware:12}  {mode:8}  {stage:10}  {sent}  {why}", node.name)
-                .trim_end()
-                .to_owned(),
-        );
+        let (columns, stage) = (columns(&seen, site.mode(node, &seen)), seen.stage());
+        let sent = human_bytes(node.sent.load(Ordering::Relaxed));
+        let line = format!("{:width$}  {mac}  {columns}  {stage:10}  {sent}  {why}", node.name);
+        lines.push(line.trim_end().to_owned());
     }
     for (mac, stranger) in &inner.strangers {
         let firmware = stranger.arch.map_or("-".to_owned(), |arch| Firmware::from_code(arch).to_string());

@@ -13,7 +13,7 @@ fn config(arch: Arch) -> MachineConfig {
             model: NicModel::Virtio,
             mac: "52:54:00:00:00:01".to_owned(),
             link: Link::User { forward: vec![(2222, 22), (16443, 6443)] },
-            netboot: false,
+            netboot: Netboot::Off,
         }],
         credentials: vec![("system.hostname".to_owned(), b"server-1".to_vec())],
         cmdline_extra: Some("console=ttyS0".to_owned()),
@@ -52,7 +52,7 @@ fn an_arm_machine_with_every_bus_and_card_has_these_arguments() {
             model,
             mac: mac.to_owned(),
             link: Link::Stream("/run/a,b/net".into()),
-            netboot: false,
+            netboot: Netboot::Off,
         });
     }
     config.validate().unwrap();
@@ -63,7 +63,7 @@ fn an_arm_machine_with_every_bus_and_card_has_these_arguments() {
 fn a_machine_without_a_system_asks_the_network_first() {
     let mut config = config(Arch::Amd64);
     config.boot = Boot::Bios;
-    config.nics[0].netboot = true;
+    config.nics[0].netboot = Netboot::Any;
     config.validate().unwrap();
     let args = shown(&config);
     assert!(!args.contains("pflash") && !args.contains("romfile"), "{args}");
@@ -72,9 +72,15 @@ fn a_machine_without_a_system_asks_the_network_first() {
         place.split("\"bootindex\":").nth(1).unwrap().chars().next().unwrap()
     };
     assert!(order("virtio-net-pci") == '0' && order("virtio-blk-pci") == '1', "{args}");
+    config.nics[0].netboot = Netboot::Http;
+    assert!(config.validate().unwrap_err().to_string().contains("not by HTTP"));
+    config.boot = super::tests::config(Arch::Amd64).boot;
+    config.validate().unwrap();
+    assert!(shown(&config).contains("-fw_cfg name=opt/org.tianocore/IPv4PXESupport,string=no"));
+    assert!(!args.contains("fw_cfg"), "{args}");
     config.disks.clear();
     config.validate().unwrap();
-    config.nics[0].netboot = false;
+    config.nics[0].netboot = Netboot::Off;
     assert!(config.validate().unwrap_err().to_string().contains("a disk or a network"));
 }
 

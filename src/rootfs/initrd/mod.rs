@@ -34,10 +34,12 @@ pub fn scripts() -> Digest {
 }
 
 /// The commands that [`SCRIPT`] and [`NETBOOT`] use, all of them busybox.
-const APPLETS: [&str; 30] = [
+const APPLETS: [&str; 34] = [
     "[",
     "base64",
     "cat",
+    "chmod",
+    "chroot",
     "cp",
     "cut",
     "echo",
@@ -53,6 +55,7 @@ const APPLETS: [&str; 30] = [
     "od",
     "readlink",
     "reboot",
+    "rm",
     "route",
     "sh",
     "sleep",
@@ -63,6 +66,7 @@ const APPLETS: [&str; 30] = [
     "tar",
     "tr",
     "truncate",
+    "umount",
     "wget",
     "xargs",
 ];

@@ -11,7 +11,7 @@ use super::node::Node;
 use super::watch::Told;
 use crate::arch::Arch;
 use crate::qemu::accel::Accel;
-use crate::qemu::config::{Boot, Disk, Link, MachineConfig, Nic};
+use crate::qemu::config::{Boot, Disk, Link, MachineConfig, Netboot, Nic};
 use crate::qemu::disk::{Export, Options};
 use crate::qemu::firmware::Firmware;
 use crate::qemu::health::{AllowList, Expected, Watch};
@@ -60,7 +60,7 @@ pub(super) fn make<'a>(
                 model: nic.model,
                 mac: nic.mac.to_string(),
                 link: Link::Stream(net.socket(&cable).map(Path::to_owned).unwrap_or_default()),
-                netboot: false,
+                netboot: Netboot::Off,
             })
             .collect();
         let mut credentials = ready::credentials();

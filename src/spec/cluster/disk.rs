@@ -94,6 +94,27 @@ impl fmt::Display for DiskBus {
     }
 }
 
+/// Where a node that runs diskless keeps its `/var`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum DisklessState {
+    /// In memory: each boot is the first
+    #[default]
+    Memory,
+    /// On the disk of the contract
+    Disk,
+}
+
+impl DisklessState {
+    /// The word in plans.
+    pub fn word(self) -> &'static str {
+        match self {
+            DisklessState::Memory => "memory",
+            DisklessState::Disk => "disk",
+        }
+    }
+}
+
 /// A pattern for a disk's model: `*` is any text, `?` any character, `[ab]` one of these, `{a,b}` one of those.
 #[derive(Debug, Clone)]
 pub struct ModelGlob(GlobMatcher);

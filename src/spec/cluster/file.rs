@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::disk::DiskBus;
+use super::disk::{DiskBus, DisklessState};
 use crate::spec::Role;
 
 /// A real cluster: its nodes, where they are and what each is to be.
@@ -78,6 +78,9 @@ pub struct NodeFile {
     /// Which of its disks the image is written to; all that is given must fit. Without it, a device must be named when it is flashed.
     #[serde(default)]
     pub disk: DiskFile,
+    /// Where its `/var` lies when `kiln pxe` runs it diskless. On a disk it stays over reboots, and the disk, that of `disk`, holds nothing else.
+    #[serde(default)]
+    pub diskless_state: DisklessState,
     /// Labels of the node in Kubernetes.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,

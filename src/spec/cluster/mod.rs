@@ -47,7 +47,7 @@ use fs_err as fs;
 use ipnet::Ipv4Net;
 use serde::Serialize;
 
-pub use self::disk::{DiskBus, DiskContract, DiskSize, ModelGlob};
+pub use self::disk::{DiskBus, DiskContract, DiskSize, DisklessState, ModelGlob};
 pub use self::secret::Secret;
 use super::{Project, Role};
 use crate::error::{Failure, Kind};
@@ -144,6 +144,8 @@ pub struct Node {
     pub addressing: Addressing,
     /// Which of its disks the image is written to.
     pub disk: DiskContract,
+    /// Where its `/var` lies when it runs diskless.
+    pub diskless_state: DisklessState,
     /// Its labels in Kubernetes.
     pub labels: BTreeMap<String, String>,
     /// Its taints in Kubernetes, `KEY=VALUE:EFFECT` or `KEY:EFFECT`.

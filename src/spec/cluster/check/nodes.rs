@@ -8,7 +8,7 @@ use crate::scenario::identity::is_domain;
 use crate::scenario::problems::{Part, Problems, spot};
 use crate::scenario::spec::{Mac, Name};
 use crate::spec::cluster::file::{DiskFile, File, NodeFile};
-use crate::spec::cluster::{Addressing, DiskContract, Endpoint, Network, Node};
+use crate::spec::cluster::{Addressing, DiskContract, DisklessState, Endpoint, Network, Node};
 use crate::spec::{Profile, Project, Role};
 
 /// Words that stand for several nodes where kiln takes names of nodes, and what every machine calls itself.
@@ -96,6 +96,10 @@ fn node(
             taken.serials.entry((key, serial.clone())).or_default().push(name.to_owned());
         }
     }
+    if file.diskless_state == DisklessState::Disk && disk.is_empty() {
+        let text = format!("nothing says which disk of `{name}` its state may be put on");
+        problems.add(at("diskless-state"), text).hint("write `disk = { serial = \"…\" }` for it");
+    }
     labels(name, file, problems);
     taints(name, file, problems);
     let gateway = file.gateway.as_ref().and_then(|text| address(text, at("gateway"), problems));
@@ -144,6 +148,7 @@ fn node(
         mac,
         addressing,
         disk,
+        diskless_state: file.diskless_state,
         labels: file.labels.clone(),
         taints: file.taints.clone(),
     })
