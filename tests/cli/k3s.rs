@@ -312,6 +312,7 @@ fn a_new_server_and_a_node_behind_its_image_wait_for_the_time_and_no_others_do()
     fs_err::remove_dir_all(node.path("timesync")).unwrap();
     run(&node);
     assert!(!told(&node).contains("waiting") && told(&node).contains("no time server"), "{}", told(&node));
+}
 
 /// A node whose kubelet is known as `rack-1` and is Ready when it is asked for the third time, and a `kiln pxe` that answers the events
 /// that it is told with these codes, one after the other; the paths and bodies are sent to the test.
