@@ -7,10 +7,11 @@
 //!
 //! The order is what makes a disk that was left half-written boot nothing, neither the new system nor the old one:
 //!
-//! 1. the first MiB and the old backup table are made zero, flushed, and seen to be zero;
+//! 1. the first MiB is made zero, then the old backup table, then what else is at the end, each flushed and seen to be zero;
 //! 2. everything but the first MiB is written, flushed and read back; the image has had the digest of its manifest;
 //! 3. the backup table at the end, flushed and read back;
-//! 4. the first MiB with the table, flushed and read back.
+//! 4. the first MiB with the table, but for the first sector, flushed and read back;
+//! 5. the first sector, without which nobody takes the disk for one with a table. A drive writes a sector whole or not at all.
 //!
 //! What is zero in the image is discarded or made zero by the device if it can, and read back like the rest: what a device gives for
 //! discarded bytes is not promised.
@@ -27,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use super::esp;
 use super::journal::Journal;
 use super::layout::{Layout, Move, plan, too_small};
-use super::medium::{Aligned, Medium};
-use super::probe;
+use super::medium::{ALIGNMENT, Aligned, Medium};
+use super::probe::{Markers, probe};
 use super::source::{HEAD, Source};
 use crate::cluster::Credential;
 use crate::digest::Digest;
@@ -49,7 +50,8 @@ const AGAIN: u64 = 8;
 const MARK: Duration = Duration::from_secs(2);
 /// Bytes that are discarded at once: seconds on a slow card, during which nobody can press Ctrl-C.
 const DISCARD: u64 = 16 << 30;
-/// What is made zero at the end of the disk: the backup table, and labels that RAID and ZFS keep there.
+/// What is made zero at the end of the disk: the backup table, and labels that RAID and ZFS keep there. All of a backup table's header is in
+/// the last [`ALIGNMENT`] bytes of it, and nothing else of a disk with a table.
 const TAIL: u64 = 2 << 20;
 
 /// What the work is at.
@@ -181,7 +183,11 @@ pub fn write(
         done,
     };
     work.prepare(&layout, options)?;
+    let markers =
+        (options.probe && !layout.keeps).then(|| Markers::behind(layout.end, work.tail(&layout), name));
+    markers.as_ref().map_or(Ok(()), |markers| markers.write(medium, name))?;
     work.stream(&layout, source, options, journal)?;
+    markers.as_ref().map_or(Ok(()), |markers| markers.check(medium, name))?;
     work.finish(&layout.table)?;
     journal.finished()?;
     Ok(work.done)
@@ -209,13 +215,16 @@ impl Work<'_> {
         self.watch.begin(Phase::Preparing, 0);
         let size = self.medium.size();
         self.wipe(0, HEAD)?;
-        let tail = if layout.keeps { layout.table.backup().0 } else { size - TAIL.min(size - layout.end) };
+        // By itself: firmware takes the backup where the first table is gone, and would start an old system whose end is half wiped.
+        let header = ALIGNMENT as u64;
+        self.wipe(size - header, header)?;
+        let tail = self.tail(layout);
         self.wipe(tail, size - tail)?;
         if self.resume > 0 {
             return Ok(());
         }
         if options.probe && !layout.keeps {
-            probe::probe(self.medium, self.name)?;
+            probe(self.medium, self.name)?;
             self.wipe(0, HEAD)?;
             self.wipe(tail, size - tail)?;
         }
@@ -234,6 +243,12 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Where that begins which is made zero at the end.
+    fn tail(&self, layout: &Layout) -> u64 {
+        let size = self.medium.size();
+        if layout.keeps { layout.table.backup().0 } else { size - TAIL.min(size - layout.end) }
+    }
+
     /// Writes zeros and sees that they are there.
     fn wipe(&self, at: u64, length: u64) -> Result<(), Failure> {
         let mut bytes = Aligned::new(usize::try_from(length).unwrap_or(0));
@@ -248,7 +263,8 @@ impl Work<'_> {
             "{} takes writes and does not keep them: byte {at} and what follows is what it was",
             self.name
         );
-        Err(Failure::new(Kind::Store, text).hint("it is write-protected or worn out: take another one"))
+        Err(Failure::new(Kind::Store, text)
+            .hint("it is write-protected, worn out, or smaller than it says: take another one"))
     }
 
     /// Everything but the table.
@@ -436,7 +452,8 @@ impl Work<'_> {
         self.last(&backup, at)?;
         let mut head = table.primary();
         head.resize(usize::try_from(HEAD).unwrap_or(0), 0);
-        let written = self.last(&head, 0);
+        let (first, rest) = head.split_at(table.sector as usize);
+        let written = self.last(rest, table.sector.into()).and_then(|()| self.last(first, 0));
         if written.is_err() {
             // Nobody knows what is there now. What cannot be made zero could not be written either.
             let _ = self.wipe(0, HEAD).and_then(|()| self.wipe(at, backup.len() as u64));
