@@ -374,11 +374,15 @@ pub fn open(machine: &Machine, chosen: &Candidate, wish: &Wish<'_>) -> Result<Bl
     Ok(BlockDevice::new(file, size, disk.sector))
 }
 
-/// Whether reading back while writing is free: disks with queues and without heads do both at once, on a machine that has a core for each
-/// of the four threads. Else both together would take longer than one after the other.
+/// Whether reading back while writing is free: disks with queues and without heads do both at once, on a machine with
+/// [`enough_cores`]. Else both together would take longer than one after the other.
 pub fn overlaps(disk: &Disk) -> bool {
     use crate::spec::cluster::DiskBus::{Nvme, Sata, Scsi, Virtio};
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let queued = matches!(disk.bus, Bus::Known(Nvme | Sata | Scsi | Virtio) | Bus::Loop);
-    cores >= 4 && queued && !disk.rotational && !disk.removable
+    enough_cores() && queued && !disk.rotational && !disk.removable
+}
+
+/// Whether each of the four threads that write and read back has a core.
+pub fn enough_cores() -> bool {
+    std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 4)
 }
