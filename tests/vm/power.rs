@@ -15,7 +15,7 @@ use super::common::images;
 use super::node::Slot;
 
 /// What firmware says when no disk has a boot loader: it comes to its shell, which has listed the disks.
-pub(super) const NOTHING: &str = "Press ESC in 5 seconds";
+const NOTHING: &str = "Press ESC in 5 seconds";
 pub(super) const LIMIT: Duration = Duration::from_secs(300);
 
 pub(super) fn start(folder: &Path, arch: Arch, disks: Vec<Disk>) -> Machine {
