@@ -12,8 +12,9 @@
 //! between runs. Wall time is taken around the process, processor time and peak memory by the process itself at its end. Numbers of
 //! different machines cannot be compared, ratios of one run of the benchmark can.
 //!
-//! [`switch`] measures the network between machines.
+//! [`switch`] measures the network between machines, [`flash`] writing onto disks.
 
+pub mod flash;
 pub mod switch;
 
 use std::ffi::OsString;
@@ -177,16 +178,18 @@ fn add_line(path: &Path) -> Result<()> {
 }
 
 fn median(runs: &[Run]) -> Run {
-    let middle = |value: fn(&Run) -> f64| {
-        let mut values: Vec<f64> = runs.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        match values.len() {
-            0 => 0.0,
-            n if n % 2 == 1 => values[n / 2],
-            n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
-        }
-    };
+    let middle = |value: fn(&Run) -> f64| middle(runs.iter().map(value).collect());
     Run { wall: middle(|r| r.wall), cpu: middle(|r| r.cpu), memory: middle(|r| r.memory as f64) as u64 }
+}
+
+/// The median; of none 0.
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => 0.0,
+        n if n % 2 == 1 => values[n / 2],
+        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
+    }
 }
 
 impl Results {

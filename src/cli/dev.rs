@@ -68,10 +68,11 @@ enum Verb {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
-    /// Measure whole builds, or the switch between machines
+    /// Measure whole builds, the switch between machines, or writing onto disks
     ///
     /// `builds`: cold, with nothing to do, and after one changed line. `switch`: what the network between machines carries and how
-    /// long a frame takes, without machines; it needs no project.
+    /// long a frame takes, without machines; it needs no project. `flash`: how quickly `kiln flash` writes and reads back, beside dd,
+    /// on the disk of a folder; it needs no project either.
     Bench {
         /// What to measure
         #[arg(value_enum, default_value = "builds")]
@@ -92,6 +93,14 @@ enum Verb {
         /// Threads of each build
         #[arg(long, value_name = "N")]
         threads: Option<std::num::NonZeroUsize>,
+
+        /// Folder on the disk that is written; nothing of it stays
+        #[arg(long, value_name = "DIR", default_value = ".")]
+        folder: PathBuf,
+
+        /// Size of the image that is written; three times as much room is needed
+        #[arg(long, value_name = "MIB", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+        size: u32,
     },
 }
 
@@ -111,6 +120,8 @@ enum Bench {
     Builds,
     /// The network between machines
     Switch,
+    /// Writing onto disks
+    Flash,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -189,7 +200,17 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
             }
             Ok(())
         }
-        Verb::Bench { what: Bench::Builds, profile, arch, runs, threads } => {
+        Verb::Bench { what: Bench::Flash, runs, folder, size, .. } => {
+            let results = bench::flash::bench(folder, u64::from(*size), usize::from(*runs))?;
+            if context.ui.json() {
+                return context.ui.result_json(&results);
+            }
+            for line in results.lines() {
+                context.ui.result(line);
+            }
+            Ok(())
+        }
+        Verb::Bench { what: Bench::Builds, profile, arch, runs, threads, .. } => {
             let (project, locked) = context.locked()?;
             let store = context.store()?;
             let work = Work { threads: super::threads(*threads), ..context.work(&project, &locked, &store) };

@@ -70,7 +70,8 @@ pub enum Sectors {
     Native512,
     /// 512e: 512 bytes on a medium of 4096.
     Emulated512,
-    /// 4Kn: 4096 bytes, both. Images have partition tables in units of 512 and do not boot from it; AHCI cannot have it.
+    /// 4Kn: 4096 bytes, both. Images have partition tables in units of 512 and boot from it when they were flashed onto it; AHCI cannot
+    /// have it.
     Native4096,
 }
 

@@ -50,6 +50,11 @@ fn a_disk_that_is_in_use_is_not_written() {
     let holder = fs_err::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&disk.path).unwrap();
     refused(&env, &disk, &yes, 6, &["is in use", "another kiln"]);
     drop(holder);
+    // A virtual machine takes nothing for itself, and may write at any moment.
+    let user = fs_err::OpenOptions::new().read(true).write(true).open(&disk.path).unwrap();
+    let process = format!("({}) can write to it", std::process::id());
+    refused(&env, &disk, &yes, 6, &[&process, "end that first"]);
+    drop(user);
     // Nothing of all this is left.
     env.kiln(&[
         "flash",
@@ -81,9 +86,13 @@ fn the_disk_must_be_named_twice_and_rightly() {
         1,
         &["knows no `lwm`", "did you mean `lvm`?"],
     );
-    for (device, word) in
-        [("/dev/null", "is not there"), ("/dev/nothing", "is not there"), ("/etc/passwd", "is not there")]
-    {
+    for (device, word) in [
+        ("/dev/null", "is no disk"),
+        ("/dev/full", "is no disk"),
+        ("/dev/nothing", "is not there"),
+        ("/etc/passwd", "is a file, no disk"),
+        ("/etc", "is a folder, no disk"),
+    ] {
         env.kiln(&["flash", "--image", "server", "--unproven", "x", "--device", device])
             .fails(1, &[device, word, "--list"]);
     }
@@ -103,7 +112,7 @@ fn partitions_and_disks_without_room_and_rights_are_refused() {
     host("losetup", &["--detach", &disk.path]);
     let run = host("losetup", &["--find", "--show", "--read-only", disk.file.to_str().unwrap()]);
     let fixed = Loop { path: run.stdout.trim().to_owned(), file: disk.file.clone() };
-    refused(&env, &fixed, &["--yes", fixed.name()], 6, &["it is read-only"]);
+    refused(&env, &fixed, &["--yes", fixed.name()], 6, &["it is read-only", "write protection off"]);
 }
 
 #[test]

@@ -1,63 +1,33 @@
-//! A disk that was flashed, with an identity on its ESP, boots and is who it was told to be; flashed anew it has what it had, if asked to.
+//! A disk that was flashed, with an identity on its ESP, boots and is who it was told to be, on every bus and with sectors of either size;
+//! flashed anew it has what it had, if asked to; and one whose flash was cut off boots nothing.
 
-use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use kiln::cluster::Credential;
 use kiln::cluster::secret::Value;
 use kiln::deploy::flash::journal::Journal;
-use kiln::deploy::flash::{Facts, Medium, Options, Phase, Source, Watch, write};
+use kiln::deploy::flash::{Facts, Medium, Options, Source, Written, write};
+use kiln::error::Failure;
+use kiln::qemu::config::{Bus, Disk, Sectors};
+use kiln::qemu::disk::{Cut, Export, Options as DiskOptions};
+use kiln::scenario::identity::held_back;
+use kiln::scenario::seeded::Stream;
 
 use super::common::images;
-use super::node::Setup;
+use super::flash_disk::{InFile, Nobody, Off, Served};
+use super::node::{Setup, Slot};
+use super::power;
 
-/// A file in place of a disk.
-struct Disk(File);
-
-impl Medium for Disk {
-    fn size(&self) -> u64 {
-        self.0.metadata().unwrap().len()
-    }
-
-    fn sector(&self) -> u32 {
-        512
-    }
-
-    fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
-        self.0.read_at(bytes, at)
-    }
-
-    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
-        self.0.write_at(bytes, at)
-    }
-
-    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn zero(&self, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-struct Nobody;
-
-impl Watch for Nobody {
-    fn begin(&self, _: Phase, _: u64) {}
-    fn advance(&self, _: u64) {}
-}
-
-/// Flashes the image of the profile `bare` onto the file `path` for a node of this name.
-fn flash(path: &Path, name: &str, keep_state: bool) {
-    let image = images::image("bare", "amd64");
-    let manifest = images::manifest("bare", "amd64");
-    let file = fs_err::OpenOptions::new().read(true).write(true).open(path).unwrap();
+/// Flashes the image of `profile` onto `medium` for a node of this name.
+fn flash(
+    medium: &dyn Medium,
+    profile: &str,
+    name: &str,
+    keep_state: bool,
+    journal: &mut Journal,
+) -> Result<Written, Failure> {
+    let image = images::image(profile, "amd64");
+    let manifest = images::manifest(profile, "amd64");
     let credential = |name: &str, value: &str| Credential {
         name: name.to_owned(),
         value: Value::new(value),
@@ -71,17 +41,29 @@ fn flash(path: &Path, name: &str, keep_state: bool) {
     ];
     let facts = Facts { digest: manifest.disk.sha256, size: manifest.disk.size, epoch: manifest.epoch };
     let source = Source::open(&image, facts).unwrap();
-    let options = Options { identity: &identity, keep_state, ..Options::default() };
-    write(&Disk(file.into_file()), "a file", source, &options, &mut Journal::none(), &Nobody).unwrap();
+    let options = Options { identity: &identity, keep_state, probe: true, ..Options::default() };
+    write(medium, "a disk", source, &options, journal, &Nobody)
+}
+
+/// Flashes the file `path`, which is made if it is not there.
+fn flash_file(path: &Path, sector: u32, profile: &str, name: &str, keep_state: bool) {
+    let mut options = fs_err::OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(false).open(path).unwrap();
+    file.set_len(12 << 30).unwrap();
+    let medium = InFile(file.into_file(), sector);
+    flash(&medium, profile, name, keep_state, &mut Journal::none()).unwrap();
+}
+
+fn folder() -> tempfile::TempDir {
+    images::image("bare", "amd64");
+    tempfile::Builder::new().prefix("kiln-flashed-").tempdir_in(images::folder()).unwrap()
 }
 
 #[test]
 fn a_flashed_disk_boots_takes_its_identity_from_its_esp_and_keeps_its_state_when_asked() {
-    images::image("bare", "amd64");
-    let dir = tempfile::Builder::new().prefix("kiln-flashed-").tempdir_in(images::folder()).unwrap();
+    let dir = folder();
     let path = dir.path().join("disk");
-    fs_err::File::create(&path).unwrap().set_len(12 << 30).unwrap();
-    flash(&path, "flashed-3", false);
+    flash_file(&path, 512, "bare", "flashed-3", false);
     let mut node = Setup { disk: None, ..Setup::of(&path) }.boot();
     let ready = node.ready();
     assert!(ready.is_good(), "{ready:?}");
@@ -97,7 +79,7 @@ fn a_flashed_disk_boots_takes_its_identity_from_its_esp_and_keeps_its_state_when
     let qemu = kiln::exec::Tool::from_tree(&images::tools("qemu"), "usr/bin/qemu-img").unwrap();
     let (overlay, next) = (folder.join("disk0.qcow2"), dir.path().join("next"));
     qemu.command().args(["convert", "-O", "raw"]).arg(&overlay).arg(&next).run().unwrap();
-    flash(&next, "flashed-4", true);
+    flash_file(&next, 512, "bare", "flashed-4", true);
     let mut node = Setup { disk: None, ..Setup::of(&next) }.boot();
     let ready = node.ready();
     assert!(ready.is_good(), "{ready:?}");
@@ -108,4 +90,140 @@ fn a_flashed_disk_boots_takes_its_identity_from_its_esp_and_keeps_its_state_when
     assert_eq!(second.all("partition"), first.all("partition"));
     drop(node);
     fs_err::remove_dir_all(folder).unwrap();
+}
+
+/// Flashes an image onto a disk of this kind and boots it.
+#[track_caller]
+fn boots(profile: &str, name: &str, bus: Bus, sectors: Sectors) {
+    let dir = folder();
+    let path = dir.path().join("disk");
+    flash_file(&path, sectors.sizes().0, profile, name, false);
+    // Credentials of the firmware go before those on the ESP, and these here are only about K3s, which is not what this is about.
+    let without = ["k3s.service", "kiln-k3s.service"].map(|unit| held_back(unit).unwrap());
+    let credentials = without.map(|(name, text)| (name, text.into_bytes())).to_vec();
+    let mut node = Setup { disk: None, bus, sectors, credentials, ..Setup::of(&path) }.boot();
+    let ready = node.ready();
+    assert!(ready.is_good(), "{name}: {ready:?}");
+    assert_eq!(ready.hostname, name);
+    let facts = node.facts();
+    assert_eq!(facts.one("authorized"), super::SSH_KEY, "{name}");
+    assert!(facts.one("verity").ends_with(" verity V"), "{name}: {facts:?}");
+    let sizes: Vec<u64> =
+        facts.all("partition").iter().filter_map(|line| line.rsplit(' ').next()?.parse().ok()).collect();
+    assert_eq!(sizes.len(), 6, "{name}: the first boot makes the second slot and /var: {facts:?}");
+    assert!(sizes.iter().sum::<u64>() > (12 << 30) - (64 << 20), "{name}: the disk is filled: {facts:?}");
+}
+
+#[test]
+fn a_flashed_stick_boots() {
+    boots("server-metal", "on-usb", Bus::UsbStorage, Sectors::Native512);
+}
+
+#[test]
+fn a_flashed_sata_disk_boots() {
+    boots("server-metal", "on-sata", Bus::Ahci, Sectors::Emulated512);
+}
+
+#[test]
+fn a_flashed_nvme_disk_boots() {
+    boots("bare", "on-nvme", Bus::Nvme, Sectors::Native512);
+}
+
+#[test]
+fn a_flashed_nvme_disk_with_sectors_of_4096_bytes_boots() {
+    boots("bare", "on-nvme-4kn", Bus::Nvme, Sectors::Native4096);
+}
+
+#[test]
+fn a_flashed_virtio_disk_with_sectors_of_4096_bytes_boots() {
+    boots("bare", "on-virtio-4kn", Bus::VirtioBlk, Sectors::Native4096);
+}
+
+/// Switches a machine with that disk on; the firmware must find nothing on it to start.
+#[track_caller]
+fn finds_nothing(folder: &Path, export: &Export, why: &str) {
+    let _slot = Slot::wait();
+    let disk = Disk::export(export.socket().to_owned(), Bus::VirtioBlk, "d");
+    let machine = power::start(folder, kiln::arch::Arch::Amd64, vec![disk]);
+    // The next thing that it tries is its own shell.
+    let said = machine.console.wait_for("starting Boot0002", power::LIMIT).unwrap();
+    let started = ["starting Boot0001", "Linux version"].iter().any(|words| said.contains(words));
+    assert!(!started && said.contains("failed to load Boot0001"), "{why}: {said}");
+}
+
+/// Boots that disk; the node must be ready and have this name.
+#[track_caller]
+fn is_whole(export: &Export, name: &str) {
+    let mut node = Setup::of_export(export.socket()).boot();
+    let ready = node.ready();
+    assert!(ready.is_good(), "{ready:?}");
+    assert_eq!(ready.hostname, name);
+    let folder = node.power_off();
+    fs_err::remove_dir_all(folder).unwrap();
+}
+
+/// A served disk with an image on it for a node of this name, and how many requests that took.
+fn served(folder: &Path, name: &str) -> (Export, u64) {
+    let export = Export::serve(DiskOptions::empty(folder, "disk", 12 << 30)).unwrap();
+    let medium = Served::new(&export, Off::Never);
+    flash(&medium, "bare", name, false, &mut Journal::none()).unwrap();
+    let requests = medium.done();
+    (export, requests)
+}
+
+#[test]
+fn a_flash_whose_power_is_cut_leaves_nothing_that_boots_and_is_resumed() {
+    let dir = folder();
+    let (export, requests) = served(dir.path(), "old");
+    let mut stream = Stream::new(20_261_128, "flash");
+    let journal = || Journal::open(&dir.path().join("flash"), "disk", false).unwrap();
+    for _ in 0..2 {
+        // Behind the probing, which leaves nothing of the old system that would boot, and before the tables.
+        let first = requests / 3;
+        let cut = first + stream.below(requests - 3 - first);
+        let medium = Served::new(&export, Off::Unflushed(cut));
+        flash(&medium, "bare", "new", false, &mut journal()).unwrap_err();
+        drop(medium);
+        let lost = export.power_cut(stream.number()).unwrap();
+        finds_nothing(dir.path(), &export, &format!("after {cut} requests of {requests}: {lost:?}"));
+    }
+    let medium = Served::new(&export, Off::Never);
+    flash(&medium, "bare", "new", false, &mut journal()).unwrap();
+    drop(medium);
+    // The power goes when the last flush was answered: all of it stays.
+    export.power_cut(stream.number()).unwrap();
+    is_whole(&export, "new");
+}
+
+/// Seeds of a power cut by which the first block of a disk is lost and kept.
+fn seeds() -> [u64; 2] {
+    let folder = tempfile::tempdir().unwrap();
+    let export = Export::serve(DiskOptions::empty(folder.path(), "small", 1 << 20)).unwrap();
+    let keeps = |seed: &u64| {
+        Served::new(&export, Off::Never).write_at(&[7; 512], 0).unwrap();
+        export.power_cut(*seed).unwrap().kept == 1
+    };
+    [(0..).find(|seed| !keeps(seed)).unwrap(), (0..).find(keeps).unwrap()]
+}
+
+#[test]
+fn a_cut_among_the_last_writes_leaves_all_or_nothing() {
+    let dir = folder();
+    let (export, requests) = served(dir.path(), "first");
+    let [loses, keeps] = seeds();
+    let cut_after = |off: Off, seed: u64| {
+        let medium = Served::new(&export, off);
+        flash(&medium, "bare", "second", false, &mut Journal::none()).unwrap_err();
+        drop(medium);
+        export.power_cut(seed).unwrap()
+    };
+    cut_after(Off::Flushed(requests - 2), keeps);
+    finds_nothing(dir.path(), &export, "the table at the end is there");
+    cut_after(Off::Flushed(requests - 1), keeps);
+    finds_nothing(dir.path(), &export, "all is there but the first sector");
+    // Now the last write came, and the power goes before its flush.
+    assert_eq!(cut_after(Off::Unflushed(requests), loses).kept, 0);
+    finds_nothing(dir.path(), &export, "the first sector was lost");
+    assert_eq!(cut_after(Off::Unflushed(requests), keeps), Cut { kept: 1, ..Cut::default() });
+    is_whole(&export, "second");
 }

@@ -13,6 +13,7 @@ mod cluster;
 mod common;
 mod contract;
 mod door;
+mod flash_disk;
 mod flashed;
 mod netboot;
 mod node;

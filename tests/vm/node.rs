@@ -7,7 +7,7 @@ use std::time::Duration;
 use kiln::arch::Arch;
 use kiln::error::Failure;
 use kiln::qemu::accel::{self, Accel};
-use kiln::qemu::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Netboot, Nic, NicModel};
+use kiln::qemu::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Netboot, Nic, NicModel, Sectors};
 use kiln::qemu::firmware::Firmware;
 use kiln::qemu::machine::Machine;
 use kiln::qemu::{door, ready};
@@ -130,11 +130,16 @@ impl Facts {
 /// How a machine is to be set up.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
+    /// The image, or the socket of a disk that is served.
     pub(super) image: PathBuf,
+    pub(super) served: bool,
     pub(super) format: Format,
     pub(super) arch: Arch,
     /// Size that the node sees; `None`: the image's own.
     pub(super) disk: Option<u64>,
+    /// What the disk hangs on.
+    pub(super) bus: Bus,
+    pub(super) sectors: Sectors,
     pub(super) credentials: Vec<(String, Vec<u8>)>,
     /// Whether the node is asked to report.
     pub(super) report: bool,
@@ -148,14 +153,21 @@ impl Setup {
     pub(super) fn of(image: &Path) -> Self {
         Setup {
             image: image.to_owned(),
+            served: false,
             format: Format::Raw,
             arch: Arch::Amd64,
             disk: Some(12 << 30),
+            bus: Bus::VirtioBlk,
+            sectors: Sectors::default(),
             credentials: Vec::new(),
             report: true,
             door: false,
             no_reboot: true,
         }
+    }
+
+    pub(super) fn of_export(socket: &Path) -> Self {
+        Setup { served: true, ..Setup::of(socket) }
     }
 
     /// Waits for a slot and switches the machine on.
@@ -177,6 +189,12 @@ impl Setup {
         if self.door {
             credentials.extend(door::credentials());
         }
+        let image = self.image.clone();
+        let disk = if self.served {
+            Disk::export(image, self.bus, "root")
+        } else {
+            Disk::overlay(image, self.format, self.disk, self.bus, "root")
+        };
         let config = MachineConfig {
             name: "test".to_owned(),
             arch: self.arch,
@@ -184,7 +202,7 @@ impl Setup {
             cpus: 2,
             accel,
             boot: Boot::Firmware(Firmware::find(&tools, self.arch).unwrap()),
-            disks: vec![Disk::overlay(self.image.clone(), self.format, self.disk, Bus::VirtioBlk, "root")],
+            disks: vec![Disk { sectors: self.sectors, ..disk }],
             nics: vec![Nic {
                 model: NicModel::Virtio,
                 mac: "52:54:00:6b:00:01".to_owned(),

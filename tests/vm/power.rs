@@ -16,9 +16,9 @@ use super::node::Slot;
 
 /// What firmware says when no disk has a boot loader: it comes to its shell, which has listed the disks.
 const NOTHING: &str = "Press ESC in 5 seconds";
-const LIMIT: Duration = Duration::from_secs(300);
+pub(super) const LIMIT: Duration = Duration::from_secs(300);
 
-fn start(folder: &Path, arch: Arch, disks: Vec<Disk>) -> Machine {
+pub(super) fn start(folder: &Path, arch: Arch, disks: Vec<Disk>) -> Machine {
     let tools = images::tools(if arch == Arch::Arm64 { "qemu-arm64" } else { "qemu" });
     let config = MachineConfig {
         name: "power".to_owned(),

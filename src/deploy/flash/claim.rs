@@ -25,6 +25,11 @@ use crate::ui::{human_bytes, plain};
 pub const MEMBERS: [&str; 9] =
     ["bcache", "bitlocker", "ceph", "hibernation", "luks", "lvm", "raid", "vmfs", "zfs"];
 
+/// What a disk or somebody else calls itself, in one line.
+fn line(text: &str) -> String {
+    plain(text).replace('\n', " ")
+}
+
 /// A disk and what is on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Candidate {
@@ -69,12 +74,12 @@ impl Candidate {
     /// What is on it, in a few words.
     pub fn summary(&self) -> String {
         if let Some(why) = &self.unread {
-            return format!("not known: {}", plain(why));
+            return format!("not known: {}", line(why));
         }
         let mut parts: Vec<String> = Vec::new();
         for found in &self.holds {
             let place = found.part.as_ref().map_or(String::new(), |part| format!(" on {part}"));
-            parts.push(format!("{}{place}", plain(&found.text)));
+            parts.push(format!("{}{place}", line(&found.text)));
         }
         if parts.is_empty() { "nothing known".to_owned() } else { parts.join("; ") }
     }
@@ -87,7 +92,7 @@ impl Candidate {
         if disk.system {
             say("this machine runs from it".to_owned());
         }
-        let list = |names: &[String]| names.iter().map(|name| plain(name)).collect::<Vec<_>>().join(", ");
+        let list = |names: &[String]| names.iter().map(|name| line(name)).collect::<Vec<_>>().join(", ");
         if !disk.mounts.is_empty() {
             say(format!("it is mounted on {}", list(&disk.mounts)));
         }
@@ -104,7 +109,7 @@ impl Candidate {
             say(too_small("it", disk.size, wish.least, "the image").to_string());
         }
         if let Some(why) = &self.unread {
-            say(format!("it cannot be read: {}", plain(why)));
+            say(format!("it cannot be read: {}", line(why)));
         }
         for member in self.holds.iter().filter(|found| found.class == Class::Member) {
             if !wish.overwrite.iter().any(|word| word == member.kind) {
@@ -129,6 +134,9 @@ impl Candidate {
             failure = failure.hint(match () {
                 () if self.disk.system => "take another disk; nothing overrides this",
                 () if self.unread.is_some() => "run as root: `sudo kiln flash …`",
+                () if self.disk.read_only && overrides.len() + 1 == objections.len() => {
+                    "switch its write protection off: the lock of a card, `blockdev --setrw`; or take another disk"
+                }
                 () => "unmount it, switch it off (swapoff, vgchange -an, mdadm --stop, cryptsetup close), or take another disk",
             });
         }
@@ -155,7 +163,7 @@ fn article(text: &str) -> String {
 pub fn check_words(overwrite: &[String]) -> Result<(), Failure> {
     for word in overwrite {
         if !MEMBERS.contains(&word.as_str()) {
-            let mut failure = Failure::new(Kind::Input, format!("--overwrite knows no `{}`", plain(word)));
+            let mut failure = Failure::new(Kind::Input, format!("--overwrite knows no `{}`", line(word)));
             if let Some(near) = nearest(word, MEMBERS) {
                 failure = failure.hint(format!("did you mean `{near}`?"));
             }
@@ -181,21 +189,44 @@ pub fn choose(machine: &Machine, wish: &Wish<'_>) -> Result<Candidate, Failure> 
             "{} is not the disk of the contract ({}): {}",
             chosen.disk.path.display(),
             wish.contract,
-            plain(&why)
+            line(&why)
         );
         return Err(Failure::new(Kind::Store, text)
             .hint("take the disk that the contract means, or change `disk` of the node in cluster.toml"));
     }
     chosen.refuse(wish)?;
+    nobody_writes(machine, &chosen.disk)?;
     Ok(chosen)
+}
+
+/// Programs that do not take a disk for themselves, as virtual machines do, are in no list of the kernel.
+fn nobody_writes(machine: &Machine, disk: &Disk) -> Result<(), Failure> {
+    let writers = machine.writers(disk);
+    if writers.is_empty() {
+        return Ok(());
+    }
+    let text = format!("{} is not written: {} can write to it", disk.path.display(), writers.join(", "));
+    Err(Failure::new(Kind::Store, text).hint("end that first, or take another disk"))
 }
 
 fn named(machine: &Machine, device: &Path) -> Result<Candidate, Failure> {
     let no = |why: &str, hint: String| {
         Err(Failure::new(Kind::Input, format!("{} {why}", device.display())).hint(hint))
     };
+    let list = || "`kiln flash --list` shows the disks of this machine".to_owned();
     let Some(name) = machine.resolve(device) else {
-        return no("is not there", "`kiln flash --list` shows the disks of this machine".to_owned());
+        let Some(kind) = machine.kind(device) else {
+            let near = Path::new("/dev").join(device);
+            let known = device.is_relative() && machine.resolve(&near).is_some();
+            let hint = if known { format!("did you mean {}?", near.display()) } else { list() };
+            return no("is not there", hint);
+        };
+        let what = match () {
+            () if kind.is_dir() => "is a folder, no disk",
+            () if kind.is_file() => "is a file, no disk",
+            () => "is no disk",
+        };
+        return no(what, list());
     };
     if let Some(disk) = machine.disk_of_partition(&name) {
         return no("is a partition", format!("name the whole disk: --device /dev/{disk}"));
@@ -203,7 +234,7 @@ fn named(machine: &Machine, device: &Path) -> Result<Candidate, Failure> {
     match machine.disk(&name) {
         Some(disk) if disk.size > 0 => Ok(Candidate::look(disk)),
         Some(_) => no("has no medium in it", "put it in, or take another disk".to_owned()),
-        None => no("is no disk", "`kiln flash --list` shows the disks of this machine".to_owned()),
+        None => no("is no disk", list()),
     }
 }
 
@@ -248,14 +279,14 @@ fn lines_below(lines: &[String]) -> String {
 
 /// The disks as lines of a table; `reasons` is a last column.
 pub fn table(candidates: &[Candidate], reasons: Option<&[String]>) -> Vec<String> {
-    let dash = |text: Option<&str>| plain(text.unwrap_or("-"));
+    let dash = |text: Option<&str>| line(text.unwrap_or("-"));
     let mut rows: Vec<Vec<String>> =
         vec![["DEVICE", "SIZE", "BUS", "MODEL", "SERIAL"].map(str::to_owned).to_vec()];
     rows[0].push(if reasons.is_some() { "WHY NOT" } else { "HOLDS" }.to_owned());
     for (number, candidate) in candidates.iter().enumerate() {
         let disk = &candidate.disk;
         let last = match reasons {
-            Some(reasons) => reasons.get(number).map(|why| plain(why)).unwrap_or_default(),
+            Some(reasons) => reasons.get(number).map(|why| line(why)).unwrap_or_default(),
             None => {
                 let mut text = candidate.summary();
                 for (why, _) in
@@ -308,7 +339,7 @@ pub fn confirm(
     yes: &[String],
     ask: impl FnOnce(&str) -> Option<String>,
 ) -> Result<(), Failure> {
-    let (path, word) = (disk.path.display(), plain(disk.word()));
+    let (path, word) = (disk.path.display(), line(disk.word()));
     let known = wish.contract.serial.is_some() || wish.contract.wwn.is_some();
     if known || yes.iter().any(|yes| disk.is(yes)) {
         return Ok(());
@@ -370,15 +401,20 @@ pub fn open(machine: &Machine, chosen: &Candidate, wish: &Wish<'_>) -> Result<Bl
         }
     }
     // Whatever began to use it meanwhile.
+    nobody_writes(machine, &now)?;
     Candidate::look(now).refuse(wish)?;
     Ok(BlockDevice::new(file, size, disk.sector))
 }
 
-/// Whether reading back while writing is free: disks with queues and without heads do both at once, on a machine that has a core for each
-/// of the four threads. Else both together would take longer than one after the other.
+/// Whether reading back while writing is free: disks with queues and without heads do both at once, on a machine with
+/// [`enough_cores`]. Else both together would take longer than one after the other.
 pub fn overlaps(disk: &Disk) -> bool {
     use crate::spec::cluster::DiskBus::{Nvme, Sata, Scsi, Virtio};
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let queued = matches!(disk.bus, Bus::Known(Nvme | Sata | Scsi | Virtio) | Bus::Loop);
-    cores >= 4 && queued && !disk.rotational && !disk.removable
+    enough_cores() && queued && !disk.rotational && !disk.removable
+}
+
+/// Whether each of the four threads that write and read back has a core.
+pub fn enough_cores() -> bool {
+    std::thread::available_parallelism().is_ok_and(|cores| cores.get() >= 4)
 }

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
@@ -233,13 +234,64 @@ impl Machine {
         })
     }
 
+    /// Where `path` of the machine is; what is relative is so to the folder of this process.
+    fn below(&self, path: &Path) -> Option<PathBuf> {
+        let path = std::path::absolute(path).ok()?;
+        fs::canonicalize(self.root.join(path.strip_prefix("/").unwrap_or(&path))).ok()
+    }
+
+    /// What is at `path`, if there is anything.
+    pub fn kind(&self, path: &Path) -> Option<std::fs::FileType> {
+        Some(fs::metadata(self.below(path)?).ok()?.file_type())
+    }
+
     /// The name in sysfs of the device at `path`, whatever link that is.
     pub fn resolve(&self, path: &Path) -> Option<String> {
-        let below = self.path("").join(path.strip_prefix("/").unwrap_or(path));
-        let real = fs::canonicalize(below).ok()?;
+        let real = self.below(path)?;
         let root = fs::canonicalize(self.path("")).ok()?;
         let name = real.strip_prefix(root.join("dev")).ok()?.to_str()?.replace('/', "!");
-        self.path("sys/class/block").join(&name).exists().then_some(name)
+        (!name.is_empty() && self.path("sys/class/block").join(&name).exists()).then_some(name)
+    }
+
+    /// Other processes that have `disk` or a part of it open for writing, as far as this person may know.
+    pub fn writers(&self, disk: &Disk) -> Vec<String> {
+        let parts = disk.partitions.iter().map(|part| Path::new("/dev").join(&part.name));
+        let devices: BTreeSet<PathBuf> = parts.chain([disk.path.clone()]).collect();
+        let own = std::process::id().to_string();
+        let processes =
+            self.names("proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
+        let mut found = Vec::new();
+        for process in processes.filter(|process| *process != own) {
+            let at = Path::new("proc").join(&process);
+            let writes = self.names(at.join("fd")).iter().any(|file| {
+                let there = fs::read_link(self.root.join(&at).join("fd").join(file));
+                // proc_pid_fdinfo(5): flags in octal, the lowest two of which are the access mode.
+                let writes = || {
+                    let info = self.text(at.join("fdinfo").join(file)).unwrap_or_default();
+                    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default();
+                    matches!(flags.trim().bytes().last(), Some(b'1' | b'2' | b'5' | b'6'))
+                };
+                there.is_ok_and(|there| devices.contains(&there)) && writes()
+            });
+            if writes {
+                let name = self.text(at.join("comm")).unwrap_or_else(|| "a process".to_owned());
+                found.push(format!("{} ({process})", crate::ui::plain(&name)));
+            }
+        }
+        found
+    }
+
+    /// Lets the kernel give a SCSI disk up, which a stick is: its cache is flushed, and it is gone until it is plugged in anew
+    /// (`delete` of sysfs, Documentation/scsi/scsi_mid_low_api.rst). Says whether that was done.
+    pub fn give_up(&self, disk: &Disk) -> bool {
+        let delete = self.path("sys/block").join(&disk.name).join("device/delete");
+        // A file that is not there is not made: nothing would come of it.
+        let written =
+            fs::OpenOptions::new().write(true).open(delete).and_then(|mut file| file.write_all(b"1"));
+        if let Err(error) = &written {
+            tracing::debug!(%error, "eject");
+        }
+        written.is_ok()
     }
 
     /// The disk on which the partition `name` lies, if it is one.

@@ -1,7 +1,7 @@
 //! Made-up machines, as sysfs and proc would describe them.
 
 use super::*;
-use crate::deploy::flash::claim::{Wish, choose, confirm};
+use crate::deploy::flash::claim::{self, Candidate, Wish, choose, confirm};
 use crate::error::Kind;
 
 /// A machine in a folder.
@@ -238,6 +238,14 @@ fn a_disk_that_is_named_is_found_by_every_name_and_partitions_are_none() {
     assert!(named("/dev/sde").to_string().contains("has no medium"));
     assert!(named("/dev/sdx").to_string().contains("is not there"));
     assert!(named("/dev/../etc/passwd").to_string().contains("is not there"));
+    made.write("etc/passwd", "");
+    assert!(named("/dev/../etc/passwd").to_string().contains("is a file, no disk"));
+    assert!(named("/dev").to_string().contains("is a folder, no disk"));
+    let near = named("sdc");
+    assert!(
+        near.to_string().contains("sdc is not there") && near.hints()[0] == "did you mean /dev/sdc?",
+        "{near:?}"
+    );
     let text = named("/dev/sda").to_string();
     for why in ["mounted on /mnt/a b", "swap space in use (sda1)"] {
         assert!(text.contains(why), "{text}");
@@ -289,6 +297,54 @@ fn a_person_types_the_serial_number_unless_the_contract_has_it() {
     let nameless = Disk { serial: None, serials: Vec::new(), ..disk };
     confirm(&nameless, &wish, &[], types("sdb")).unwrap();
     confirm(&nameless, &wish, &["/dev/sdb".to_owned()], nobody).unwrap();
+}
+
+#[test]
+fn programs_that_have_a_disk_open_for_writing_are_named() {
+    let made = workstation();
+    let open = |process: &str, name: &str, file: u8, to: &str, flags: &str| {
+        made.write(&format!("proc/{process}/comm"), format!("{name}\n"));
+        made.link(&format!("proc/{process}/fd/{file}"), to);
+        made.write(
+            &format!("proc/{process}/fdinfo/{file}"),
+            format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t20\n"),
+        );
+    };
+    open("41", "qemu-system-x86", 9, "/dev/sda1", "02104002");
+    open("42", "udevd", 3, "/dev/sda", "02100000");
+    open("43", "dd\u{1b}[31m", 1, "/dev/sdb", "0100001");
+    open("44", "sh", 0, "/dev/sdbx", "0100002");
+    open(&std::process::id().to_string(), "kiln", 5, "/dev/sdc", "0100002");
+    let machine = made.machine();
+    let writers = |name: &str| machine.writers(&machine.disk(name).unwrap());
+    assert_eq!(writers("sda"), ["qemu-system-x86 (41)"]);
+    assert_eq!(writers("sdb"), ["dd[31m (43)"]);
+    assert!(writers("sdc").is_empty() && writers("vda").is_empty());
+}
+
+#[test]
+fn texts_of_several_lines_stay_in_their_row() {
+    let made = workstation();
+    made.write("sys/block/sdb/device/model", "Ultra\nFit\n");
+    made.write("proc/self/mountinfo", "31 22 8:16 / /mnt/a\\012b rw - vfat /dev/sdb rw\n");
+    let all = Candidate::all(&made.machine());
+    let rows = claim::table(&all, None);
+    assert!(rows.len() == all.len() + 1 && rows.iter().all(|row| !row.contains('\n')), "{rows:#?}");
+    assert!(
+        rows.iter().any(|row| row.contains("Ultra Fit") && row.contains("mounted on /mnt/a b")),
+        "{rows:#?}"
+    );
+}
+
+#[test]
+fn a_stick_is_given_up_and_what_cannot_be_is_not() {
+    let made = workstation();
+    let machine = made.machine();
+    let stick = machine.disk("sdb").unwrap();
+    assert!(!machine.give_up(&stick) && !made.0.path().join("sys/block/sdb/device/delete").exists());
+    made.write("sys/block/sdb/device/delete", "");
+    assert!(machine.give_up(&stick));
+    assert_eq!(fs::read(made.0.path().join("sys/block/sdb/device/delete")).unwrap(), b"1");
 }
 
 #[test]

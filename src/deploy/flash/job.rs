@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use fs_err as fs;
-
 use super::claim::{self, Candidate, Wish};
 use super::device::{Bus, Disk, Machine};
 use super::journal::Journal;
@@ -126,7 +124,7 @@ pub fn flash(
     let journal = || Journal::open(&folder.join("flash"), disk.word(), order.restart);
     let started = time::iso(time::now());
     let work = install(machine, chosen, wish, source, &options, journal, watch)?;
-    let ejected = order.eject && disk.bus == Bus::Known(DiskBus::Usb) && eject(disk);
+    let ejected = order.eject && disk.bus == Bus::Known(DiskBus::Usb) && machine.give_up(disk);
     let about = About { node: order.node.clone(), proof: image.proof.clone(), keep_state, started, ejected };
     let receipt = receipt(disk, manifest, about, work);
     receipt.keep(&folder.join("receipts"))?;
@@ -167,17 +165,5 @@ pub fn receipt(disk: &Disk, manifest: &Manifest, about: About, work: Written) ->
         write_rate: (manifest.disk.size as f64 / seconds) as u64,
         work,
         ejected: about.ejected,
-    }
-}
-
-/// Lets the kernel give a stick up, after which it can be pulled out (`delete` of sysfs, Documentation/scsi/scsi_mid_low_api.rst).
-fn eject(disk: &Disk) -> bool {
-    let delete = Path::new("/sys/block").join(&disk.name).join("device/delete");
-    match fs::write(&delete, "1") {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::debug!(%error, "eject");
-            false
-        }
     }
 }

@@ -4,6 +4,10 @@ use std::fmt;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+
+use fs_err::os::unix::fs::OpenOptionsExt as _;
+use rustix::fs::OFlags;
 
 use crate::sys;
 
@@ -135,6 +139,17 @@ impl BlockDevice {
     /// Takes an open device.
     pub(super) fn new(file: fs_err::File, size: u64, sector: u32) -> Self {
         BlockDevice { file, size, sector }
+    }
+
+    /// A file in place of a device, written past the page cache like one; for measuring.
+    ///
+    /// # Errors
+    /// The file system cannot do that.
+    pub fn in_file(path: &Path) -> io::Result<Self> {
+        let mut options = fs_err::OpenOptions::new();
+        let file = options.read(true).write(true).custom_flags(OFlags::DIRECT.bits() as i32).open(path)?;
+        let size = file.metadata()?.len();
+        Ok(BlockDevice { file, size, sector: 512 })
     }
 
     /// The device.

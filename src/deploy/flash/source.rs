@@ -105,6 +105,11 @@ impl<'a> Source<'a> {
         move || pump(stream, &chunks)
     }
 
+    /// What was hashed of it so far.
+    pub(super) fn hasher(&self) -> &Hasher {
+        &self.hasher
+    }
+
     /// The next byte that will be read.
     pub(super) fn position(&self) -> u64 {
         self.hasher.len()

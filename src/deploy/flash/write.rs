@@ -1,16 +1,20 @@
 //! Writing an image and reading it back.
 //!
 //! ```text
-//! file, zstd ─►▒ image's digest, cut ─►▒ digest, zeros? ─►▒ write or zero ─►░ read back what is 64 MiB behind, compare
-//!                                                          this thread      only where the device allows
+//! file, zstd ─►▒ image's digest, cut ─►▒ zeros? ─►▒ write or zero ─►░ read back what is 64 MiB behind, compare
+//!                                                  this thread      only where the device allows
 //! ```
+//!
+//! Every byte is hashed once on its way to the disk and once on its way back: a stretch is known again by the digest of the image up to its
+//! end, for which the state of the image's digest at its beginning is kept.
 //!
 //! The order is what makes a disk that was left half-written boot nothing, neither the new system nor the old one:
 //!
-//! 1. the first MiB and the old backup table are made zero, flushed, and seen to be zero;
+//! 1. the first MiB is made zero, then the old backup table, then what else is at the end, each flushed and seen to be zero;
 //! 2. everything but the first MiB is written, flushed and read back; the image has had the digest of its manifest;
 //! 3. the backup table at the end, flushed and read back;
-//! 4. the first MiB with the table, flushed and read back.
+//! 4. the first MiB with the table, but for the first sector, flushed and read back;
+//! 5. the first sector, without which nobody takes the disk for one with a table. A drive writes a sector whole or not at all.
 //!
 //! What is zero in the image is discarded or made zero by the device if it can, and read back like the rest: what a device gives for
 //! discarded bytes is not promised.
@@ -27,11 +31,11 @@ use serde::{Deserialize, Serialize};
 use super::esp;
 use super::journal::Journal;
 use super::layout::{Layout, Move, plan, too_small};
-use super::medium::{Aligned, Medium};
-use super::probe;
+use super::medium::{ALIGNMENT, Aligned, Medium};
+use super::probe::{Markers, probe};
 use super::source::{HEAD, Source};
 use crate::cluster::Credential;
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::error::{Failure, Kind};
 use crate::image::gpt::Table;
 use crate::image::is_zero;
@@ -49,7 +53,8 @@ const AGAIN: u64 = 8;
 const MARK: Duration = Duration::from_secs(2);
 /// Bytes that are discarded at once: seconds on a slow card, during which nobody can press Ctrl-C.
 const DISCARD: u64 = 16 << 30;
-/// What is made zero at the end of the disk: the backup table, and labels that RAID and ZFS keep there.
+/// What is made zero at the end of the disk: the backup table, and labels that RAID and ZFS keep there. All of a backup table's header is in
+/// the last [`ALIGNMENT`] bytes of it, and nothing else of a disk with a table.
 const TAIL: u64 = 2 << 20;
 
 /// What the work is at.
@@ -108,19 +113,41 @@ pub struct Written {
 }
 
 /// A stretch of the disk and what it must hold.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Extent {
     at: u64,
     length: u64,
-    /// Of the bytes; `None` for zeros.
-    digest: Option<Digest>,
+    /// `None` for zeros.
+    seal: Option<Seal>,
 }
 
-/// A stretch of the image that nobody has looked at.
+/// What tells bytes from all others: with what was hashed `before` them, they have this digest.
+#[derive(Debug, Clone)]
+struct Seal {
+    before: Hasher,
+    digest: Digest,
+}
+
+impl Seal {
+    /// Of bytes by themselves.
+    fn of(bytes: &[u8]) -> Self {
+        Seal { before: Hasher::new(), digest: Digest::of(bytes) }
+    }
+
+    fn fits(&self, bytes: &[u8]) -> bool {
+        let mut hasher = self.before.clone();
+        hasher.update(bytes);
+        hasher.finish() == self.digest
+    }
+}
+
+/// A stretch that nobody has looked at.
 struct Raw {
     at: u64,
     length: usize,
     bytes: Aligned,
+    /// `None` for what is not of the image.
+    seal: Option<Seal>,
 }
 
 /// A stretch on its way to the disk.
@@ -181,7 +208,11 @@ pub fn write(
         done,
     };
     work.prepare(&layout, options)?;
+    let markers =
+        (options.probe && !layout.keeps).then(|| Markers::behind(layout.end, work.tail(&layout), name));
+    markers.as_ref().map_or(Ok(()), |markers| markers.write(medium, name))?;
     work.stream(&layout, source, options, journal)?;
+    markers.as_ref().map_or(Ok(()), |markers| markers.check(medium, name))?;
     work.finish(&layout.table)?;
     journal.finished()?;
     Ok(work.done)
@@ -209,13 +240,16 @@ impl Work<'_> {
         self.watch.begin(Phase::Preparing, 0);
         let size = self.medium.size();
         self.wipe(0, HEAD)?;
-        let tail = if layout.keeps { layout.table.backup().0 } else { size - TAIL.min(size - layout.end) };
+        // By itself: firmware takes the backup where the first table is gone, and would start an old system whose end is half wiped.
+        let header = ALIGNMENT as u64;
+        self.wipe(size - header, header)?;
+        let tail = self.tail(layout);
         self.wipe(tail, size - tail)?;
         if self.resume > 0 {
             return Ok(());
         }
         if options.probe && !layout.keeps {
-            probe::probe(self.medium, self.name)?;
+            probe(self.medium, self.name)?;
             self.wipe(0, HEAD)?;
             self.wipe(tail, size - tail)?;
         }
@@ -234,6 +268,12 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Where that begins which is made zero at the end.
+    fn tail(&self, layout: &Layout) -> u64 {
+        let size = self.medium.size();
+        if layout.keeps { layout.table.backup().0 } else { size - TAIL.min(size - layout.end) }
+    }
+
     /// Writes zeros and sees that they are there.
     fn wipe(&self, at: u64, length: u64) -> Result<(), Failure> {
         let mut bytes = Aligned::new(usize::try_from(length).unwrap_or(0));
@@ -248,7 +288,8 @@ impl Work<'_> {
             "{} takes writes and does not keep them: byte {at} and what follows is what it was",
             self.name
         );
-        Err(Failure::new(Kind::Store, text).hint("it is write-protected or worn out: take another one"))
+        Err(Failure::new(Kind::Store, text)
+            .hint("it is write-protected, worn out, or smaller than it says: take another one"))
     }
 
     /// Everything but the table.
@@ -266,14 +307,14 @@ impl Work<'_> {
         let bad = AtomicBool::new(false);
         let mut extents: Vec<Extent> = Vec::new();
         let left = thread::scope(|scope| {
-            let (raw, hashing) = sync_channel(AHEAD);
+            let (raw, sorting) = sync_channel(AHEAD);
             let (pieces, coming) = sync_channel(AHEAD);
             let (used, unused) = channel();
             let identity = options.identity;
             let sector = medium.sector();
             scope.spawn(source.ahead());
             scope.spawn(move || read(source, &layout.moves, sector, identity, &raw, &unused));
-            scope.spawn(move || hash(&hashing, &pieces));
+            scope.spawn(move || sort(&sorting, &pieces));
             let (behind, checker) = if options.overlap {
                 let (behind, written) = channel();
                 let bad = &bad;
@@ -293,29 +334,23 @@ impl Work<'_> {
         self.medium.flush().map_err(|error| self.fail("flushing", 0, error))?;
         self.done.write_seconds = began.elapsed().as_secs_f64();
 
-        let left = match left {
+        let began = Instant::now();
+        match left {
             Some((verified, left)) => {
                 self.done.verified += verified;
-                left
+                self.verify_all(&left)?;
             }
-            None => extents.clone().into(),
-        };
-        let began = Instant::now();
-        self.watch.begin(Phase::Verifying, left.iter().map(|extent| extent.length).sum());
-        for extent in left {
-            self.verify(&extent)?;
-            self.watch.advance(extent.length);
-            self.interrupted()?;
+            None => self.verify_all(&extents)?,
         }
         // On a disk that lies about its size what was mended lies over something else.
         if self.mended {
             self.discarded = false;
-            extents.iter().try_for_each(|extent| self.verify(extent))?;
+            self.verify_all(&extents)?;
         }
         self.done.verify_seconds = began.elapsed().as_secs_f64();
         let zeros = Digest::of(b"");
-        let all: Vec<u8> =
-            extents.iter().flat_map(|extent| *extent.digest.unwrap_or(zeros).as_bytes()).collect();
+        let digest = |extent: &Extent| *extent.seal.as_ref().map_or(zeros, |seal| seal.digest).as_bytes();
+        let all: Vec<u8> = extents.iter().flat_map(digest).collect();
         self.done.content = Some(Digest::of(&all));
         Ok(())
     }
@@ -340,10 +375,9 @@ impl Work<'_> {
                 }
                 None => self.zeros(&extent)?,
             }
-            extents.push(extent);
             if let Some(behind) = behind {
                 // Gone after an error, which `bad` tells.
-                let _ = behind.send(extent);
+                let _ = behind.send(extent.clone());
             }
             self.watch.advance(extent.length);
             if bad.load(Ordering::Relaxed) {
@@ -357,6 +391,7 @@ impl Work<'_> {
                 journal.mark(extent.at + extent.length)?;
                 marked = Instant::now();
             }
+            extents.push(extent);
             self.interrupted()?;
         }
         Ok(())
@@ -411,20 +446,55 @@ impl Work<'_> {
         Ok(())
     }
 
+    /// Reads back and compares, while a thread reads on.
+    fn verify_all(&mut self, extents: &[Extent]) -> Result<(), Failure> {
+        self.watch.begin(Phase::Verifying, extents.iter().map(|extent| extent.length).sum());
+        let (medium, name) = (self.medium, self.name);
+        thread::scope(|scope| {
+            let (read, coming) = sync_channel(AHEAD);
+            let (used, unused) = channel::<Aligned>();
+            scope.spawn(move || {
+                for extent in extents {
+                    let mut buffer = unused.try_recv().unwrap_or_else(|_| Aligned::new(CHUNK));
+                    let found = fetch(medium, name, extent, &mut buffer).map(|()| buffer);
+                    if read.send(found).is_err() {
+                        return;
+                    }
+                }
+            });
+            for (extent, found) in extents.iter().zip(coming) {
+                let found = found.and_then(|buffer| {
+                    let same = compare(name, extent, &buffer);
+                    // The reader may be at its end already.
+                    let _ = used.send(buffer);
+                    same
+                });
+                self.settle(extent, found)?;
+                self.watch.advance(extent.length);
+                self.interrupted()?;
+            }
+            Ok(())
+        })
+    }
+
     /// Reads back and compares.
     fn verify(&mut self, extent: &Extent) -> Result<(), Failure> {
-        let mut buffer = std::mem::replace(&mut self.buffer, Aligned::new(0));
-        let mut found = check(self.medium, self.name, extent, &mut buffer);
-        if found.is_err() && extent.digest.is_none() && self.discarded {
+        let found = check(self.medium, self.name, extent, &mut self.buffer);
+        self.settle(extent, found)
+    }
+
+    /// What was found is right, or it is mended.
+    fn settle(&mut self, extent: &Extent, found: Result<(), Failure>) -> Result<(), Failure> {
+        if found.is_err() && extent.seal.is_none() && self.discarded {
             // It is none of the devices on which discarded bytes are zero.
             self.done.zeroed -= extent.length;
             self.make_zero(extent)?;
             self.mended = true;
             self.medium.flush().map_err(|error| self.fail("flushing", extent.at, error))?;
-            found = check(self.medium, self.name, extent, &mut buffer);
+            check(self.medium, self.name, extent, &mut self.buffer)?;
+        } else {
+            found?;
         }
-        self.buffer = buffer;
-        found?;
         self.done.verified += extent.length;
         Ok(())
     }
@@ -436,7 +506,8 @@ impl Work<'_> {
         self.last(&backup, at)?;
         let mut head = table.primary();
         head.resize(usize::try_from(HEAD).unwrap_or(0), 0);
-        let written = self.last(&head, 0);
+        let (first, rest) = head.split_at(table.sector as usize);
+        let written = self.last(rest, table.sector.into()).and_then(|()| self.last(first, 0));
         if written.is_err() {
             // Nobody knows what is there now. What cannot be made zero could not be written either.
             let _ = self.wipe(0, HEAD).and_then(|()| self.wipe(at, backup.len() as u64));
@@ -451,7 +522,7 @@ impl Work<'_> {
             .map_err(|error| self.fail("writing", at, error))?;
         self.medium.flush().map_err(|error| self.fail("flushing", at, error))?;
         let length = bytes.len() as u64;
-        let extent = Extent { at, length, digest: Some(Digest::of(bytes)) };
+        let extent = Extent { at, length, seal: Some(Seal::of(bytes)) };
         self.done.written += length;
         self.verify(&extent)
     }
@@ -459,22 +530,31 @@ impl Work<'_> {
 
 /// Reads `extent` back and compares.
 fn check(medium: &dyn Medium, name: &str, extent: &Extent, buffer: &mut Aligned) -> Result<(), Failure> {
-    let Extent { at, length, digest } = *extent;
-    let bytes = &mut buffer[..usize::try_from(length).unwrap_or(0)];
-    medium.read_all(bytes, at).map_err(|error| {
-        Failure::new(Kind::Store, format!("reading back {name} failed at byte {at}"))
+    fetch(medium, name, extent, buffer)?;
+    compare(name, extent, buffer)
+}
+
+fn fetch(medium: &dyn Medium, name: &str, extent: &Extent, buffer: &mut Aligned) -> Result<(), Failure> {
+    let bytes = &mut buffer[..usize::try_from(extent.length).unwrap_or(0)];
+    medium.read_all(bytes, extent.at).map_err(|error| {
+        Failure::new(Kind::Store, format!("reading back {name} failed at byte {}", extent.at))
             .hint("it does not boot as it is now; take another disk")
             .because(error)
-    })?;
-    let (right, wanted) = match digest {
-        None => (is_zero(bytes), "zeros".to_owned()),
-        Some(digest) => (Digest::of(bytes) == digest, digest.to_string()),
+    })
+}
+
+fn compare(name: &str, extent: &Extent, buffer: &Aligned) -> Result<(), Failure> {
+    let Extent { at, length, seal } = extent;
+    let bytes = &buffer[..usize::try_from(*length).unwrap_or(0)];
+    let (right, found) = match seal {
+        None => (is_zero(bytes), "not zero"),
+        Some(seal) => (seal.fits(bytes), "others"),
     };
     if right {
         return Ok(());
     }
     let text = format!(
-        "{name} does not hold what was written to it: {length} bytes from byte {at} have sha256 {}, {wanted} expected",
+        "{name} does not hold what was written to it: {length} bytes from byte {at} are {found} (sha256 {})",
         Digest::of(bytes)
     );
     Err(Failure::new(Kind::Store, text)
@@ -487,13 +567,13 @@ fn follow(
     name: &str,
     written: &Receiver<Extent>,
     bad: &AtomicBool,
-) -> Result<(u64, VecDeque<Extent>), Failure> {
+) -> Result<(u64, Vec<Extent>), Failure> {
     let mut buffer = Aligned::new(CHUNK);
     let (mut queue, mut queued, mut verified) = (VecDeque::<Extent>::new(), 0, 0);
-    let (mut again, mut count) = (VecDeque::new(), 0);
+    let (mut again, mut count) = (Vec::new(), 0);
     for extent in written {
-        if extent.digest.is_none() {
-            again.push_back(extent);
+        if extent.seal.is_none() {
+            again.push(extent);
             continue;
         }
         queued += extent.length;
@@ -504,12 +584,12 @@ fn follow(
             queued -= oldest.length;
             verified += oldest.length;
             if count % AGAIN == 0 {
-                again.push_back(oldest);
+                again.push(oldest);
             }
             count += 1;
         }
     }
-    again.append(&mut queue);
+    again.extend(queue);
     Ok((verified, again))
 }
 
@@ -528,13 +608,14 @@ fn read(
     }
 }
 
-/// The thread that takes the digest of each stretch, for the image's own digest keeps the reader busy.
-fn hash(raw: &Receiver<Result<Raw, Failure>>, pieces: &SyncSender<Result<Piece, Failure>>) {
+/// The thread that looks for zeros, for the image's digest keeps the reader busy.
+fn sort(raw: &Receiver<Result<Raw, Failure>>, pieces: &SyncSender<Result<Piece, Failure>>) {
     for stretch in raw {
-        let piece = stretch.map(|Raw { at, length, bytes }| {
-            let digest = (!is_zero(&bytes[..length])).then(|| Digest::of(&bytes[..length]));
-            let extent = Extent { at, length: length as u64, digest };
-            Piece { extent, bytes: digest.map(|_| bytes) }
+        let piece = stretch.map(|Raw { at, length, bytes, seal }| {
+            let stretch = &bytes[..length];
+            let seal = (!is_zero(stretch)).then(|| seal.unwrap_or_else(|| Seal::of(stretch)));
+            let bytes = seal.is_some().then_some(bytes);
+            Piece { extent: Extent { at, length: length as u64, seal }, bytes }
         });
         if pieces.send(piece).is_err() {
             return;
@@ -558,8 +639,7 @@ fn cut(
                 .because(error),
         )
     };
-    let send =
-        |bytes: Aligned, length: usize, at: u64| raw.send(Ok(Raw { at, length, bytes })).map_err(|_| None);
+    let send = |stretch: Raw| raw.send(Ok(stretch)).map_err(|_| None);
     let buffer = || unused.try_recv().unwrap_or_else(|_| Aligned::new(CHUNK));
     let epoch = source.facts().epoch;
     for it in moves {
@@ -572,7 +652,7 @@ fn cut(
             for (piece, at) in esp.chunks(CHUNK).zip((it.to..).step_by(CHUNK)) {
                 let mut bytes = buffer();
                 bytes[..piece.len()].copy_from_slice(piece);
-                send(bytes, piece.len(), at)?;
+                send(Raw { at, length: piece.len(), bytes, seal: None })?;
             }
             continue;
         }
@@ -580,8 +660,10 @@ fn cut(
         while done < it.length {
             let length = CHUNK.min(usize::try_from(it.length - done).unwrap_or(CHUNK));
             let mut bytes = buffer();
+            let before = source.hasher().clone();
             source.read(&mut bytes[..length]).map_err(failed)?;
-            send(bytes, length, it.to + done)?;
+            let seal = Some(Seal { before, digest: source.hasher().clone().finish() });
+            send(Raw { at: it.to + done, length, bytes, seal })?;
             done += length as u64;
         }
     }

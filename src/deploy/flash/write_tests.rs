@@ -1,10 +1,10 @@
 //! The writer against disks that behave badly: what a device-mapper target or QEMU's blkdebug would do, on memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::Cursor;
 use std::sync::{Mutex, MutexGuard};
 
-use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use rand::{Rng as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
 
 use super::*;
 use crate::cluster::secret::Value;
@@ -24,6 +24,10 @@ enum Fault {
     Wraps(u64),
     /// Writes behind this are dropped, reads give zeros.
     Drops(u64),
+    /// Writes behind this are dropped, reads give what was there before.
+    Stale(u64),
+    /// As `Drops`, and the 8 MiB that were written last are given from a cache.
+    Caches(u64),
     /// This byte is kept with a bit turned over.
     Bit(u64),
     /// Writing this byte fails.
@@ -34,15 +38,24 @@ enum Fault {
     Short,
     /// Nothing is ever kept, and nobody is told.
     Ignores,
-    /// The power goes with this write, counted from 0; of what was not flushed, a part is kept.
-    Cut(u64),
+    /// The power goes after so many writes, discards and flushes; what of the unflushed is kept depends on the seed.
+    Cut {
+        after: u64,
+        seed: u64,
+    },
 }
+
+/// What a drive writes back as a whole, mostly.
+const BLOCK: usize = 4096;
 
 struct State {
     bytes: Vec<u8>,
-    /// Written since the last flush, in order: offset and bytes.
-    pending: Vec<(u64, Vec<u8>)>,
-    writes: u64,
+    /// Blocks that were changed since the last flush, as they were then.
+    pending: BTreeMap<usize, Vec<u8>>,
+    /// For [`Fault::Caches`]: blocks and what was written there, the last one last.
+    cache: VecDeque<(u64, Vec<u8>)>,
+    /// Writes, discards and flushes.
+    operations: u64,
     fault: Fault,
     off: bool,
 }
@@ -70,7 +83,14 @@ impl Fake {
         };
         let table = Table { size, ..gpt::plan(uuid::Uuid::from_u128(2), 512, &[part]).unwrap() };
         table.write(&mut Cursor::new(&mut bytes)).unwrap();
-        let state = State { bytes, pending: Vec::new(), writes: 0, fault, off: false };
+        let state = State {
+            bytes,
+            pending: BTreeMap::new(),
+            cache: VecDeque::new(),
+            operations: 0,
+            fault,
+            off: false,
+        };
         Fake { state: Mutex::new(state), size, sector: 512, discards: Some(0), zeroes: true }
     }
 
@@ -78,10 +98,20 @@ impl Fake {
         self.state.lock().unwrap()
     }
 
+    fn fill(&self, at: u64, length: u64, byte: u8) -> io::Result<()> {
+        let mut state = self.state();
+        if state.off {
+            return Err(io_error());
+        }
+        state.remember(at, length as usize);
+        state.bytes[at as usize..][..length as usize].fill(byte);
+        state.done(self.sector as usize)
+    }
+
     /// The power is back, and so is what was wrong.
     fn again(&self, fault: Fault) {
         let mut state = self.state();
-        (state.off, state.fault, state.writes) = (false, fault, 0);
+        (state.off, state.fault, state.operations) = (false, fault, 0);
     }
 
     fn boots(&self) -> bool {
@@ -90,12 +120,57 @@ impl Fake {
         let last = match state.fault {
             Fault::Wraps(real) => (state.bytes.len() - sector) % real as usize,
             // Nothing is read there.
-            Fault::Drops(_) => sector,
+            Fault::Drops(_) | Fault::Caches(_) => sector,
             _ => state.bytes.len() - sector,
         };
         let table = |at: usize| &state.bytes[at..at + 8] == b"EFI PART";
         state.bytes[510..512] == [0x55, 0xAA] || table(sector) || table(last)
     }
+}
+
+impl State {
+    /// Something begins that the drive may forget.
+    fn remember(&mut self, at: u64, length: usize) {
+        for block in at as usize / BLOCK..(at as usize + length).div_ceil(BLOCK) {
+            let end = ((block + 1) * BLOCK).min(self.bytes.len());
+            self.pending.entry(block).or_insert_with(|| self.bytes[block * BLOCK..end].to_vec());
+        }
+    }
+
+    /// Something was done. If the power goes with it, each block has a fate of its own, whatever the order in which they were written; one of
+    /// sixteen is torn into its sectors, on drives that have such.
+    fn done(&mut self, sector: usize) -> io::Result<()> {
+        self.operations += 1;
+        let Fault::Cut { after, seed } = self.fault else { return Ok(()) };
+        if self.operations <= after {
+            return Ok(());
+        }
+        self.off = true;
+        let mut random = StdRng::seed_from_u64(seed);
+        // None and all are as likely as anything between.
+        let kept: f64 = *[0.0, 1.0, random.gen_range(0.0..1.0)].choose(&mut random).unwrap();
+        for (block, before) in std::mem::take(&mut self.pending) {
+            let unit = if random.gen_ratio(1, 16) { sector } else { BLOCK };
+            for (at, before) in (block * BLOCK..).step_by(unit).zip(before.chunks(unit)) {
+                if !random.gen_bool(kept) {
+                    self.bytes[at..at + before.len()].copy_from_slice(before);
+                }
+            }
+        }
+        Err(io_error())
+    }
+}
+
+/// The pieces of `n` bytes from `at` on a disk that is only `real` large: their places there and on the disk, and lengths.
+fn wrapped(at: u64, n: usize, real: u64) -> Vec<(usize, usize, usize)> {
+    let (mut pieces, mut done) = (Vec::new(), 0);
+    while done < n {
+        let from = (at + done as u64) % real;
+        let length = (n - done).min((real - from) as usize);
+        pieces.push((done, from as usize, length));
+        done += length;
+    }
+    pieces
 }
 
 fn io_error() -> io::Error {
@@ -124,9 +199,18 @@ impl Medium for Fake {
             _ if state.off => return Err(io_error()),
             Fault::Read(bad) if (at..at + length).contains(&bad) => return Err(io_error()),
             Fault::Wraps(real) => {
-                (0..n).for_each(|i| bytes[i] = state.bytes[((at + i as u64) % real) as usize]);
+                for (i, from, length) in wrapped(at, n, real) {
+                    bytes[i..i + length].copy_from_slice(&state.bytes[from..from + length]);
+                }
             }
             Fault::Drops(real) if at >= real => bytes.fill(0),
+            Fault::Caches(real) if at >= real => {
+                bytes.fill(0);
+                let cached = state.cache.iter().rev().find(|(place, _)| *place == at);
+                if let Some((_, cached)) = cached {
+                    bytes[..cached.len()].copy_from_slice(cached);
+                }
+            }
             _ => bytes[..n].copy_from_slice(&state.bytes[at as usize..][..n]),
         }
         Ok(n)
@@ -141,58 +225,58 @@ impl Medium for Fake {
         );
         assert_eq!(bytes.as_ptr().align_offset(512), 0, "direct I/O");
         let n = if state.fault == Fault::Short { bytes.len().min(65_536) } else { bytes.len() };
-        state.writes += 1;
         match state.fault {
             _ if state.off => return Err(io_error()),
             Fault::Write(bad) if (at..at + length).contains(&bad) => return Err(io_error()),
             Fault::Wraps(real) => {
-                (0..n).for_each(|i| state.bytes[((at + i as u64) % real) as usize] = bytes[i]);
+                for (i, to, length) in wrapped(at, n, real) {
+                    state.bytes[to..to + length].copy_from_slice(&bytes[i..i + length]);
+                }
                 return Ok(n);
             }
-            Fault::Drops(real) if at >= real => return Ok(n),
+            Fault::Drops(real) | Fault::Stale(real) if at >= real => return Ok(n),
             Fault::Ignores => return Ok(n),
-            _ => {}
-        }
-        let before = state.bytes[at as usize..][..n].to_vec();
-        state.bytes[at as usize..][..n].copy_from_slice(&bytes[..n]);
-        state.pending.push((at, before));
-        match state.fault {
-            Fault::Bit(bad) if (at..at + length).contains(&bad) => state.bytes[bad as usize] ^= 4,
-            Fault::Cut(number) if state.writes > number => {
-                state.off = true;
-                // In the order of the disk's own choice: the last ones are undone first, some not at all.
-                let mut random = StdRng::seed_from_u64(number);
-                for (at, before) in std::mem::take(&mut state.pending).into_iter().rev() {
-                    let keep = random.gen_range(0..=before.len() / 512) * 512;
-                    state.bytes[at as usize + keep..][..before.len() - keep].copy_from_slice(&before[keep..]);
+            Fault::Caches(real) => {
+                for (place, block) in (at..).step_by(BLOCK).zip(bytes.chunks(BLOCK)) {
+                    state.cache.push_back((place, block.to_vec()));
                 }
-                return Err(io_error());
+                let old = state.cache.len().saturating_sub((8 << 20) / BLOCK);
+                state.cache.drain(..old);
+                if at >= real {
+                    return Ok(n);
+                }
             }
             _ => {}
         }
+        state.remember(at, n);
+        state.bytes[at as usize..][..n].copy_from_slice(&bytes[..n]);
+        if let Fault::Bit(bad) = state.fault
+            && (at..at + length).contains(&bad)
+        {
+            state.bytes[bad as usize] ^= 4;
+        }
+        state.done(self.sector as usize)?;
         Ok(n)
     }
 
     fn discard(&self, at: u64, length: u64) -> io::Result<()> {
-        let mut state = self.state();
         let Some(byte) = self.discards else { return Err(io::ErrorKind::Unsupported.into()) };
-        state.bytes[at as usize..][..length as usize].fill(byte);
-        Ok(())
+        self.fill(at, length, byte)
     }
 
     fn zero(&self, at: u64, length: u64) -> io::Result<()> {
-        let mut state = self.state();
-        if !self.zeroes {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        state.bytes[at as usize..][..length as usize].fill(0);
-        Ok(())
+        if self.zeroes { self.fill(at, length, 0) } else { Err(io::ErrorKind::Unsupported.into()) }
     }
 
     fn flush(&self) -> io::Result<()> {
         let mut state = self.state();
+        if state.off {
+            return Err(io_error());
+        }
+        // The power may go just before it.
+        state.done(self.sector as usize)?;
         state.pending.clear();
-        if state.off { Err(io_error()) } else { Ok(()) }
+        Ok(())
     }
 }
 
@@ -407,18 +491,42 @@ fn every_bad_byte_is_found_and_the_disk_does_not_boot() {
 fn a_disk_that_keeps_nothing_and_disks_that_lie_about_their_size_are_found_at_once() {
     let disk = Fake::new(150 * MIB, Fault::Ignores);
     assert!(run(&disk, &Options::default()).unwrap_err().to_string().contains("does not keep them"));
+    // Found before anything long is written.
     for (fault, word) in [
         (Fault::Wraps(64 * MIB), "falls back"),
         (Fault::Wraps(128 * MIB), "falls back onto its beginning"),
         (Fault::Drops(100 * MIB), "not kept"),
+        (Fault::Drops(250 * MIB + 512), "not kept"),
     ] {
-        let disk = Fake::new(256 * MIB, fault);
+        // Not a whole number of MiB, nor of the sectors of a marker.
+        let disk = Fake::new(256 * MIB + 3 * 512, fault);
         let error = run(&disk, &Options { probe: true, ..Options::default() }).unwrap_err();
         // A tail that is dropped reads as zeros, which is what was written to it.
         assert!(error.to_string().contains("is not true") && error.to_string().contains(word), "{error}");
-        assert!(disk.state().writes < 100, "before anything long was written");
+        assert!(disk.state().operations < 100, "before anything long was written");
     }
-    // What the markers do not find, such as a size that is no power of two, reading everything back does.
+    // What was at the end of it is there still.
+    for real in [200 * MIB, 100 * MIB + 512] {
+        let disk = Fake::new(256 * MIB, Fault::Stale(real));
+        let error = run(&disk, &Options { probe: true, ..Options::default() }).unwrap_err();
+        assert!(error.to_string().contains("does not keep them"), "{error}");
+        assert!(
+            error.hints()[0].contains("smaller than it says") && disk.state().operations < 9,
+            "{error:?}"
+        );
+    }
+    // What they do not find, the second look does: caches, and sizes that are no power of two, wherever the end is.
+    for fault in [
+        Fault::Caches(100 * MIB),
+        Fault::Wraps(100 * MIB),
+        Fault::Wraps(90 * MIB + 512),
+        Fault::Wraps(150 * MIB - 4096),
+    ] {
+        let disk = Fake { discards: None, ..Fake::new(256 * MIB, fault) };
+        let error = run(&disk, &Options { probe: true, ..Options::default() }).unwrap_err();
+        assert!(error.to_string().contains("is not true") && !disk.boots(), "{fault:?}: {error}");
+    }
+    // Where it was not looked for, or the image does not fit, reading everything back finds it.
     for fault in [Fault::Wraps(64 * MIB), Fault::Wraps(40 * MIB), Fault::Drops(70 * MIB)] {
         for (overlap, discards) in [(true, Some(0)), (false, Some(0xFF)), (false, None)] {
             let disk = Fake { discards, ..Fake::new(256 * MIB, fault) };
@@ -428,43 +536,75 @@ fn a_disk_that_keeps_nothing_and_disks_that_lie_about_their_size_are_found_at_on
     }
 }
 
+/// What whoever starts a disk finds after a cut: if there is a trace of a table, all that it describes is there, old or new.
+/// The new one has `end` bytes.
+#[track_caller]
+fn boots_nothing_or_all(disk: &Fake, old: &Fake, new: &Fake, end: usize, why: &str) {
+    let same = |other: &Fake, end: usize| {
+        let place = MIB as usize..end;
+        disk.state().bytes[place.clone()] == other.state().bytes[place]
+    };
+    assert!(!disk.boots() || same(new, end) || same(old, disk.size as usize - BLOCK), "{why}");
+}
+
 #[test]
 fn the_power_may_go_at_any_moment_and_the_disk_boots_nothing_or_everything() {
     let folder = tempfile::tempdir().unwrap();
     // One that must be written in full.
     let new = |fault| Fake { discards: None, zeroes: false, ..Fake::new(150 * MIB, fault) };
-    let whole = new(Fault::None);
+    let (old, whole) = (new(Fault::None), new(Fault::None));
     run(&whole, &Options::default()).unwrap();
-    let writes = whole.state().writes;
-    assert!(writes > 10);
-    for number in 1..writes + 2 {
-        let disk = new(Fault::Cut(number));
-        let mut journal = Journal::open(folder.path(), &format!("disk {number}"), false).unwrap();
-        let result = write(&disk, "d", source(), &Options::default(), &mut journal, &Nobody);
-        if number >= writes {
-            result.unwrap();
-            continue;
-        }
-        result.unwrap_err();
-        // With the last write the table may or may not have come; everything else is there by then.
-        if disk.boots() && number < 3 {
-            // The first two writes take the tables away; what they describe is all there still.
-            assert!(
-                disk.state().bytes[MIB as usize..148 << 20].iter().all(|byte| *byte == 0x5A),
-                "cut {number}"
-            );
-        } else if disk.boots() {
-            assert!(number >= writes - 2, "cut {number} of {writes}");
-            let state = disk.state();
-            let (image, _) = image();
-            assert!(state.bytes[MIB as usize..][..76 << 20] == image[1 << 20..][..76 << 20], "cut {number}");
+    let operations = whole.state().operations;
+    assert!(operations > 20);
+    for after in 0..operations {
+        let disk = new(Fault::Cut { after, seed: after });
+        let open = || Journal::open(folder.path(), &format!("disk {after}"), false).unwrap();
+        write(&disk, "d", source(), &Options::default(), &mut open(), &Nobody).unwrap_err();
+        let why = format!("cut after {after} of {operations}");
+        boots_nothing_or_all(&disk, &old, &whole, 77 << 20, &why);
+        disk.again(Fault::None);
+        write(&disk, "d", source(), &Options::default(), &mut open(), &Nobody).unwrap();
+        assert!(disk.state().bytes == whole.state().bytes, "cut after {after}");
+        assert!(open().record().is_none());
+    }
+}
+
+#[test]
+fn cuts_by_chance_on_all_kinds_of_disks_never_leave_half_a_system() {
+    let folder = tempfile::tempdir().unwrap();
+    let token = token();
+    let mut traces = 0;
+    for seed in 0..16 {
+        let mut random = StdRng::seed_from_u64(seed);
+        let discards = *[None, Some(0), Some(0xFF)].choose(&mut random).unwrap();
+        let (zeroes, overlap, probe) = (random.gen_bool(0.5), random.gen_bool(0.5), random.gen_bool(0.5));
+        let identity = if random.gen_bool(0.5) { std::slice::from_ref(&token) } else { &[] };
+        let sector = *[512, 512, 4096].choose(&mut random).unwrap();
+        let size = if sector == 512 { 150 } else { 345 } * MIB + u64::from(sector) * random.gen_range(0..9);
+        let options = Options { identity, overlap, probe, ..Options::default() };
+        let new = |fault| Fake { sector, discards, zeroes, ..Fake::new(size, fault) };
+        let (old, whole) = (new(Fault::None), new(Fault::None));
+        run(&whole, &options).unwrap();
+        let end = if sector == 512 { 77 << 20 } else { 271 << 20 };
+        let disk = new(Fault::None);
+        let open = || Journal::open(folder.path(), &format!("disk {seed}"), false).unwrap();
+        // Once or twice in a row; the second time near the end, where it matters most.
+        for near in [false, true].into_iter().take(random.gen_range(1..=2)) {
+            let operations = whole.state().operations;
+            let after = random.gen_range(if near { operations - 9 } else { 0 }..operations);
+            disk.again(Fault::Cut { after, seed });
+            let result = write(&disk, "d", source(), &options, &mut open(), &Nobody);
+            assert!(result.is_err() || near, "a run that resumes has less to do");
+            let why = format!("seed {seed}, cut after {after} of {operations}");
+            boots_nothing_or_all(&disk, &old, &whole, end, &why);
+            traces += u32::from(disk.boots());
         }
         disk.again(Fault::None);
-        let mut journal = Journal::open(folder.path(), &format!("disk {number}"), false).unwrap();
-        write(&disk, "d", source(), &Options::default(), &mut journal, &Nobody).unwrap();
+        write(&disk, "d", source(), &options, &mut open(), &Nobody).unwrap();
         holds_the_image(&disk);
-        assert!(Journal::open(folder.path(), &format!("disk {number}"), false).unwrap().record().is_none());
+        assert!(disk.state().bytes[..end] == whole.state().bytes[..end], "seed {seed}");
     }
+    assert!(traces > 0, "cuts at both ends of the work were among them");
 }
 
 #[test]
@@ -496,10 +636,8 @@ fn a_second_run_writes_only_what_is_not_there() {
     assert_eq!(gpt::read(&mut Cursor::new(&disk.state().bytes), 512).unwrap(), table);
 }
 
-#[test]
-fn state_stays_where_it_is_and_survives_an_interrupted_run() {
-    let folder = tempfile::tempdir().unwrap();
-    let open = || Journal::open(folder.path(), "disk", false).unwrap();
+/// The disk of a node that has run, its /var, and what is on that.
+fn of_a_node() -> (Fake, gpt::Partition, Vec<u8>) {
     let disk = Fake::new(200 * MIB, Fault::None);
     run(&disk, &Options::default()).unwrap();
     // The first boot made /var.
@@ -514,11 +652,18 @@ fn state_stays_where_it_is_and_survives_an_interrupted_run() {
     };
     table.partitions.push(var.clone());
     let kept: Vec<u8> = (0..79 * MIB).map(|i| (i % 251) as u8).collect();
-    {
-        let mut state = disk.state();
-        table.write(&mut Cursor::new(&mut state.bytes)).unwrap();
-        state.bytes[120 << 20..199 << 20].copy_from_slice(&kept);
-    }
+    let mut state = disk.state();
+    table.write(&mut Cursor::new(&mut state.bytes)).unwrap();
+    state.bytes[120 << 20..199 << 20].copy_from_slice(&kept);
+    drop(state);
+    (disk, var, kept)
+}
+
+#[test]
+fn state_stays_where_it_is_and_survives_interrupted_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || Journal::open(folder.path(), "disk", false).unwrap();
+    let (disk, var, kept) = of_a_node();
     let options = Options { keep_state: true, probe: true, ..Options::default() };
     disk.again(Fault::Write(73 * MIB));
     write(&disk, "d", source(), &options, &mut open(), &Nobody).unwrap_err();
@@ -526,6 +671,16 @@ fn state_stays_where_it_is_and_survives_an_interrupted_run() {
     disk.again(Fault::None);
     let error = write(&disk, "d", source(), &Options::default(), &mut open(), &Nobody).unwrap_err();
     assert!(error.hints()[0].contains("--keep-state"), "/var is not lost by a forgotten flag: {error}");
+    // The power goes a dozen times, from the first write to the last; nothing else than what is kept here knows where /var is.
+    for after in (0..24).step_by(2) {
+        disk.again(Fault::Cut { after, seed: after });
+        let result = write(&disk, "d", source(), &options, &mut open(), &Nobody);
+        assert!(disk.state().bytes[120 << 20..199 << 20] == kept, "cut after {after}");
+        if result.is_ok() {
+            break;
+        }
+    }
+    disk.again(Fault::None);
     write(&disk, "d", source(), &options, &mut open(), &Nobody).unwrap();
     let state = disk.state();
     assert!(state.bytes[120 << 20..199 << 20] == kept);
@@ -539,7 +694,7 @@ fn state_stays_where_it_is_and_survives_an_interrupted_run() {
 fn disks_without_room_or_state_are_left_alone() {
     let disk = Fake::new(60 * MIB, Fault::None);
     assert!(run(&disk, &Options::default()).unwrap_err().to_string().contains("is too small"));
-    assert_eq!(disk.state().writes, 0);
+    assert_eq!(disk.state().operations, 0);
     let disk = Fake::new(150 * MIB, Fault::None);
     let needs = Options { least: 151 * MIB, ..Options::default() };
     assert!(run(&disk, &needs).unwrap_err().to_string().contains("second slot and /var"));
@@ -549,6 +704,6 @@ fn disks_without_room_or_state_are_left_alone() {
             .to_string()
             .contains("cannot be kept")
     );
-    assert_eq!(disk.state().writes, 0);
+    assert_eq!(disk.state().operations, 0);
     assert!(disk.boots());
 }
