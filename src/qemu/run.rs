@@ -160,6 +160,7 @@ fn machine_config(
         uuid: None,
         screen: false,
         shell: false,
+        tpm: None,
     })
 }
 

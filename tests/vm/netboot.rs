@@ -176,6 +176,7 @@ impl Lan {
             uuid: None,
             screen: false,
             shell: false,
+            tpm: None,
         };
         let limit = Duration::from_secs(if accel == Accel::Tcg { 900 } else { 180 });
         (Machine::start(&self.qemu, &config, None).unwrap(), limit)

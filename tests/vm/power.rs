@@ -36,6 +36,7 @@ fn start(folder: &Path, arch: Arch, disks: Vec<Disk>) -> Machine {
         uuid: None,
         screen: true,
         shell: false,
+        tpm: None,
     };
     Machine::start(&tools, &config, Some(folder)).unwrap()
 }

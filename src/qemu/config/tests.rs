@@ -22,6 +22,7 @@ fn config(arch: Arch) -> MachineConfig {
         uuid: None,
         screen: false,
         shell: false,
+        tpm: None,
     }
 }
 
