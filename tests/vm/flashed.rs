@@ -53,26 +53,40 @@ impl Watch for Nobody {
     fn advance(&self, _: u64) {}
 }
 
-/// Flashes the image of the profile `bare` onto the file `path` for a node of this name.
-fn flash(path: &Path, name: &str, keep_state: bool) {
+pub(super) fn credential(name: &str, value: &str, secret: bool) -> Credential {
+    Credential { name: name.to_owned(), value: Value::new(value), secret }
+}
+
+/// An empty disk of 12 GiB.
+pub(super) fn empty(path: &Path) {
+    fs_err::File::create(path).unwrap().set_len(12 << 30).unwrap();
+}
+
+/// Flashes the image of the profile `bare` onto the file `path`.
+pub(super) fn flash(path: &Path, identity: &[Credential], keep_state: bool) {
     let image = images::image("bare", "amd64");
     let manifest = images::manifest("bare", "amd64");
     let file = fs_err::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let credential = |name: &str, value: &str| Credential {
-        name: name.to_owned(),
-        value: Value::new(value),
-        secret: false,
-    };
-    let identity = [
-        credential("system.hostname", name),
-        credential("network.network.50-nic0", "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n"),
-        credential("ssh.authorized_keys.root", super::SSH_KEY),
-        credential("passwd.hashed-password.root", super::HASH),
-    ];
     let facts = Facts { digest: manifest.disk.sha256, size: manifest.disk.size, epoch: manifest.epoch };
     let source = Source::open(&image, facts).unwrap();
-    let options = Options { identity: &identity, keep_state, ..Options::default() };
+    let options = Options { identity, keep_state, ..Options::default() };
     write(&Disk(file.into_file()), "a file", source, &options, &mut Journal::none(), &Nobody).unwrap();
+}
+
+/// What a node of this name is told.
+pub(super) fn identity(name: &str) -> Vec<Credential> {
+    vec![
+        credential("system.hostname", name, false),
+        credential("network.network.50-nic0", "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n", false),
+        credential("ssh.authorized_keys.root", super::SSH_KEY, false),
+        credential("passwd.hashed-password.root", super::HASH, true),
+    ]
+}
+
+/// The disk that a node left in its run folder, as the raw disk `to`.
+pub(super) fn left(folder: &Path, to: &Path) {
+    let qemu = kiln::exec::Tool::from_tree(&images::tools("qemu"), "usr/bin/qemu-img").unwrap();
+    qemu.command().args(["convert", "-O", "raw"]).arg(folder.join("disk0.qcow2")).arg(to).run().unwrap();
 }
 
 #[test]
@@ -80,8 +94,8 @@ fn a_flashed_disk_boots_takes_its_identity_from_its_esp_and_keeps_its_state_when
     images::image("bare", "amd64");
     let dir = tempfile::Builder::new().prefix("kiln-flashed-").tempdir_in(images::folder()).unwrap();
     let path = dir.path().join("disk");
-    fs_err::File::create(&path).unwrap().set_len(12 << 30).unwrap();
-    flash(&path, "flashed-3", false);
+    empty(&path);
+    flash(&path, &identity("flashed-3"), false);
     let mut node = Setup { disk: None, ..Setup::of(&path) }.boot();
     let ready = node.ready();
     assert!(ready.is_good(), "{ready:?}");
@@ -94,10 +108,9 @@ fn a_flashed_disk_boots_takes_its_identity_from_its_esp_and_keeps_its_state_when
     let folder = node.power_off();
 
     // The disk as the node left it, flashed anew.
-    let qemu = kiln::exec::Tool::from_tree(&images::tools("qemu"), "usr/bin/qemu-img").unwrap();
-    let (overlay, next) = (folder.join("disk0.qcow2"), dir.path().join("next"));
-    qemu.command().args(["convert", "-O", "raw"]).arg(&overlay).arg(&next).run().unwrap();
-    flash(&next, "flashed-4", true);
+    let next = dir.path().join("next");
+    left(&folder, &next);
+    flash(&next, &identity("flashed-4"), true);
     let mut node = Setup { disk: None, ..Setup::of(&next) }.boot();
     let ready = node.ready();
     assert!(ready.is_good(), "{ready:?}");

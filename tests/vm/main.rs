@@ -18,6 +18,7 @@ mod netboot;
 mod node;
 mod power;
 mod scenarios;
+mod sealed;
 
 use std::time::Duration;
 
