@@ -301,7 +301,7 @@ pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Resu
     let size = |dir: &StepDir, name: &str| dir.record().outputs.get(name).map_or(0, |o| o.size);
     Ok(Manifest {
         schema: SCHEMA,
-        kiln: env!("CARGO_PKG_VERSION").to_owned(),
+        kiln: crate::rootfs::KILN.to_owned(),
         profile: target.profile.name.clone(),
         role: target.profile.role(),
         arch: target.arch,

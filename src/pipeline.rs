@@ -133,6 +133,7 @@ fn image_key(work: &Work<'_>, target: &Target<'_>) -> Result<(StepKey, Option<k3
         .input("image version", work.locked.lock().version())
         .input("initrd script", initrd::scripts())
         .input("code", format!("{VERSION} {} {} {}", rootfs::VERSION, disk::VERSION, erofs::ZPACK_VERSION))
+        .input("kiln", rootfs::KILN)
         .input("project", work.project.dir.display());
     Ok((key, way))
 }
@@ -223,6 +224,7 @@ fn root(work: &Work<'_>, target: &Target<'_>, packages: &[Unpacked], kernel: &Ke
         .input("image version", &version)
         .input("time", epoch)
         .input("compose", rootfs::VERSION)
+        .input("kiln", rootfs::KILN)
         .input("references", serde_json::to_string(&references)?)
         .input("compression", format!("zstd {level}, {}", erofs::ZPACK_VERSION));
     let outcome = work.store.step(

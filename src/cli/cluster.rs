@@ -7,7 +7,7 @@ use clap::Subcommand;
 use serde::Serialize;
 
 use super::Context;
-use crate::cluster::token;
+use crate::cluster::{Credential, seal, token};
 use crate::spec::cluster::{Addressing, Cluster, DisklessState, FILE, Node};
 
 /// Arguments of `kiln cluster`.
@@ -130,27 +130,26 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
 }
 
 fn show_node(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
-    let mut credentials: Vec<ShownCredential> = crate::cluster::plain(cluster, node)?
-        .into_iter()
-        .map(|credential| ShownCredential {
-            name: credential.name,
-            from: None,
-            text: Some(String::from_utf8_lossy(credential.value.expose()).into_owned()),
-        })
-        .collect();
+    let shown = |credential: Credential| ShownCredential {
+        name: credential.name,
+        from: None,
+        text: Some(String::from_utf8_lossy(credential.value.expose()).into_owned()),
+    };
+    let mut credentials: Vec<ShownCredential> =
+        crate::cluster::plain(cluster, node)?.into_iter().map(shown).collect();
     let secrets = &cluster.secrets;
-    for (name, secret) in [
+    let mut secret = Vec::new();
+    for (name, reference) in [
         ("k3s.token", &secrets.token),
         ("k3s.registries", &secrets.registries),
         ("passwd.hashed-password.root", &secrets.root_password),
     ] {
-        let from = secret.as_ref().map(ToString::to_string);
-        credentials.extend(from.map(|from| ShownCredential {
-            name: name.to_owned(),
-            from: Some(from),
-            text: None,
-        }));
+        let Some(reference) = reference else { continue };
+        secret.push(name);
+        let from = Some(reference.to_string());
+        credentials.push(ShownCredential { name: name.to_owned(), from, text: None });
     }
+    credentials.extend(seal::order(node.seal, secret).map(shown));
     if context.ui.json() {
         return context.ui.result_json(&Shown { node, credentials });
     }
@@ -161,6 +160,7 @@ fn show_node(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
     if node.diskless_state == DisklessState::Disk {
         context.ui.result("diskless /var is on that disk");
     }
+    context.ui.result(format!("seal     {}", node.seal));
     for credential in credentials {
         match (credential.from, credential.text) {
             (Some(from), _) => context.ui.result(format!("\n{}\n  (secret: {from})", credential.name)),

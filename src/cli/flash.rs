@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::Context;
 use crate::built::{IMAGES, locate};
 use crate::cluster::secret::Keeper;
-use crate::cluster::{Credential, credentials};
+use crate::cluster::{Credential, credentials, seal};
 use crate::config::state_folder;
 use crate::deploy::flash::claim::{self, Candidate, Wish, choose, confirm};
 use crate::deploy::flash::device::Machine;
@@ -134,6 +134,13 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         for (order, target) in orders.iter_mut().zip(&targets) {
             let Some(node) = target.node else { continue };
             order.identity = identity(cluster, node, &mut keeper)?;
+            if !seal::names(&order.identity).is_empty() {
+                let text = format!(
+                    "{} puts its secrets under its own key ({}) at its first boot; until then whoever holds the disk can read them",
+                    node.name, node.seal
+                );
+                context.ui.notice("Note", text);
+            }
             order.node = Some((cluster.name.to_string(), node.name.to_string()));
         }
     }
@@ -194,6 +201,9 @@ fn targets<'a>(context: &Context, args: &'a Args, cluster: Option<&'a Cluster>) 
                     node.role, image.manifest.profile
                 );
                 return Err(wrong(&what, "leave --image out, or name an image of that role").into());
+            }
+            if !args.no_identity {
+                seal::check(node, &image.manifest.units)?;
             }
             Ok(Target { node: Some(node), device, image })
         })

@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::seal;
 use super::secret::{Keeper, Value};
 use crate::error::{Failure, Kind};
 use crate::scenario::identity::{self, Identity, Nic};
@@ -29,6 +30,7 @@ pub struct Credential {
 /// | `ssh.authorized_keys.root` | `ssh-keys` |
 /// | `k3s.config` | the endpoint, its address, labels and taints |
 /// | `k3s.token`, `k3s.registries`, `passwd.hashed-password.root` | `[secret]`, asked for now |
+/// | `kiln.seal` | `seal`, and the names of the line above |
 ///
 /// # Errors
 /// As [`Keeper::get`]; [`Kind::Input`] for a token or a password hash that is none.
@@ -59,6 +61,9 @@ pub fn credentials(
             _ => list.push(Credential { name: name.to_owned(), value, secret: true }),
         }
     }
+    let secret = list.iter().filter(|credential| credential.secret);
+    let order = seal::order(node.seal, secret.map(|credential| credential.name.as_str()));
+    list.extend(order);
     Ok(list)
 }
 

@@ -12,6 +12,7 @@
 
 mod credentials;
 pub mod scenario;
+pub mod seal;
 pub mod sealed;
 pub mod secret;
 pub mod token;

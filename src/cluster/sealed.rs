@@ -2,8 +2,8 @@
 //!
 //! systemd takes credentials from there only in its own encrypted form (systemd-stub(7), systemd-creds(1)), so they get that form, with
 //! the key that everybody has (`--with-key=null`): it keeps nothing secret and proves nothing. A key of the node's TPM or of its
-//! `/var/lib/systemd/credential.secret` can be used by that node alone, and it does not run yet. A node with TPM 2.0 and Secure Boot takes
-//! no such credential.
+//! `/var/lib/systemd/credential.secret` can be used by that node alone, and it does not run yet: where one is wanted, the node puts its
+//! secrets under it at its first boot ([`super::seal`]). A node with TPM 2.0 and Secure Boot takes no such credential.
 //!
 //! ```text
 //! id[16] key_size block_size iv_size tag_size iv[12] 0[4]     in the clear, authenticated
@@ -58,6 +58,12 @@ pub fn seal(credential: &Credential) -> Vec<u8> {
     base64
 }
 
+/// What was sealed in a file of `size` bytes: systemd passes over the ends of lines.
+pub fn padded(mut sealed: Vec<u8>, size: usize) -> Vec<u8> {
+    sealed.resize(size.max(sealed.len()), b'\n');
+    sealed
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -94,7 +100,8 @@ mod tests {
             ("x", &long),
         ] {
             let (from, to) = (dir.path().join(name), dir.path().join("out"));
-            fs_err::write(&from, seal(&credential(name, value))).unwrap();
+            let sealed = padded(seal(&credential(name, value)), super::super::seal::room(value.len()));
+            fs_err::write(&from, sealed).unwrap();
             let read = Tool::host(program).command().arg("decrypt").arg(&from).arg(&to).run();
             read.unwrap();
             assert!(fs_err::read(&to).unwrap() == value, "{name}");

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use super::accel::Accel;
 use super::firmware::Firmware;
+use super::tpm::Tpm;
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
 
@@ -213,6 +214,8 @@ pub struct MachineConfig {
     pub screen: bool,
     /// A virtio console (/dev/hvc0), whose socket waits for somebody to attach to it.
     pub shell: bool,
+    /// A TPM 2.0, whose state is in the run folder and so stays as long as the disks do.
+    pub tpm: Option<Tpm>,
 }
 
 /// Where the files of a running machine are. All are made by [`super::machine`].
@@ -240,6 +243,14 @@ impl Places {
     /// The socket of the virtio console.
     pub fn shell(&self) -> PathBuf {
         self.folder.join("shell.sock")
+    }
+    /// The control socket of the TPM.
+    pub fn tpm(&self) -> PathBuf {
+        self.folder.join("tpm.sock")
+    }
+    /// What the TPM keeps while it is off; without it, it is another TPM.
+    pub fn tpm_state(&self) -> PathBuf {
+        self.folder.join("tpm")
     }
     /// The copy of the variable store.
     pub fn vars(&self) -> PathBuf {
@@ -295,6 +306,9 @@ impl MachineConfig {
             if self.nics.iter().take(index).any(|other| other.mac == nic.mac) {
                 return refuse(format!("two network cards have the address {}", nic.mac));
             }
+        }
+        if self.arch == Arch::Arm64 && self.tpm == Some(Tpm::Crb) {
+            return refuse("ARM machines have a TPM with registers (TIS) only".to_owned());
         }
         for (name, _) in &self.credentials {
             if name.is_empty() || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@~".contains(&b)) {
@@ -396,6 +410,9 @@ impl MachineConfig {
         for (index, nic) in self.nics.iter().enumerate() {
             nic_args(&mut args, index, nic);
         }
+        if let Some(tpm) = self.tpm {
+            tpm_args(&mut args, self.arch, tpm, &places.tpm());
+        }
         if self.screen {
             args.device(&screen(self.arch));
         }
@@ -481,6 +498,17 @@ fn disk_args(args: &mut Args, index: usize, disk: &Disk, overlay: &Path, cards: 
     };
     device["driver"] = json!(driver);
     args.device(&device);
+}
+
+fn tpm_args(args: &mut Args, arch: Arch, tpm: Tpm, socket: &Path) {
+    args.pair("-chardev", format!("socket,id=tpm-control,path={}", comma(socket)));
+    args.pair("-tpmdev", "emulator,id=tpm0,chardev=tpm-control");
+    let driver = match (tpm, arch) {
+        (Tpm::Crb, _) => "tpm-crb",
+        (Tpm::Tis, Arch::Amd64) => "tpm-tis",
+        (Tpm::Tis, Arch::Arm64) => "tpm-tis-device",
+    };
+    args.device(&json!({"driver": driver, "tpmdev": "tpm0"}));
 }
 
 /// A device that firmware has a driver for and that a kernel can go on drawing on without one of its own.

@@ -12,6 +12,7 @@ use fs_err as fs;
 use super::config::{Backing, Boot, Format, MachineConfig, Places};
 use super::console::Console;
 use super::qmp::{self, Qmp};
+use super::tpm;
 use crate::error::{Failure, Kind};
 use crate::exec::{Child, Tool};
 
@@ -27,6 +28,8 @@ const GONE_LIMIT: Duration = Duration::from_secs(5);
 pub struct Machine {
     // Fields drop in this order: the process first, so that the threads see the end, then the folder.
     child: Child,
+    /// The TPM beside QEMU, which ends by itself after it.
+    tpm: Option<Child>,
     /// The control connection; a new one after each [`Machine::power_on`].
     pub qmp: Qmp,
     /// The serial line; the same through restarts.
@@ -38,6 +41,7 @@ pub struct Machine {
     starts: u32,
     /// Whether [`Machine::power_cut`] ended the process that is in `child`.
     cut: bool,
+    root: PathBuf,
     emulator: Tool,
     config: MachineConfig,
     places: Places,
@@ -51,6 +55,7 @@ struct RunFolder(Option<tempfile::TempDir>, PathBuf);
 /// A QEMU whose guest waits for the first command.
 struct Session {
     child: Child,
+    tpm: Option<Child>,
     qmp: Qmp,
     console: UnixStream,
     ports: Vec<UnixStream>,
@@ -74,14 +79,15 @@ impl Machine {
             None => builder.tempdir(),
         }?;
         let places = Places { folder: folder.path().to_owned(), share: root.join("usr/share") };
-        for socket in config.ports.iter().map(|port| places.port(port)).chain([places.console()]) {
+        let sockets = [places.console(), places.tpm()];
+        for socket in config.ports.iter().map(|port| places.port(port)).chain(sockets) {
             super::check_socket(&socket)?;
         }
         let folder = RunFolder(Some(folder), places.folder.clone());
         prepare(&root, config, &places)?;
 
         let started = Instant::now();
-        let session = Session::start(&emulator, config, &places)?;
+        let session = Session::start(&root, &emulator, config, &places)?;
         let name = &config.name;
         let log = |name: &str| places.folder.join(format!("{name}.log"));
         let console = Arc::new(Console::attach(
@@ -97,6 +103,7 @@ impl Machine {
         }
         let mut machine = Machine {
             child: session.child,
+            tpm: session.tpm,
             qmp: session.qmp,
             console,
             ports,
@@ -104,6 +111,7 @@ impl Machine {
             epoch: started,
             starts: 1,
             cut: false,
+            root,
             emulator,
             config: config.clone(),
             places,
@@ -123,7 +131,9 @@ impl Machine {
                 Failure::new(Kind::Test, format!("machine {} is on already", self.config.name)).into()
             );
         }
-        let session = Session::start(&self.emulator, &self.config, &self.places)?;
+        // It holds its state, which the next one goes on with.
+        self.tpm = None;
+        let session = Session::start(&self.root, &self.emulator, &self.config, &self.places)?;
         self.starts += 1;
         let mark = format!("---- switched on again (start {}) ----", self.starts);
         self.console.reattach(session.console, &mark)?;
@@ -131,6 +141,7 @@ impl Machine {
             port.reattach(stream, &mark)?;
         }
         self.child = session.child;
+        self.tpm = session.tpm;
         self.qmp = session.qmp;
         self.cut = false;
         self.started = Instant::now();
@@ -331,7 +342,8 @@ fn end_of(qemu: &str, status: ExitStatus, stderr: &str, line: &str) -> Option<Fa
 }
 
 impl Session {
-    fn start(emulator: &Tool, config: &MachineConfig, places: &Places) -> Result<Self, Failure> {
+    fn start(root: &Path, emulator: &Tool, config: &MachineConfig, places: &Places) -> Result<Self, Failure> {
+        let tpm = config.tpm.map(|_| tpm::start(root, places, &config.name)).transpose()?;
         let mut child = emulator.command().args(config.to_args(places)).spawn().map_err(Failure::from)?;
         let console = connect(&mut child, &places.console(), &config.name)?;
         let mut ports = Vec::new();
@@ -342,7 +354,7 @@ impl Session {
         let qmp = Qmp::over(stream, QMP_LIMIT).map_err(|error| {
             Failure::new(Kind::Tool, format!("machine {}: {error}", config.name)).hint(child.stderr())
         })?;
-        Ok(Session { child, qmp, console, ports })
+        Ok(Session { child, tpm, qmp, console, ports })
     }
 }
 

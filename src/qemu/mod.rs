@@ -6,6 +6,7 @@
 //!           ├── config           what the machine is, and the arguments that say so
 //!           ├── disk             disks that kiln serves itself, for machines whose power is cut
 //!           ├── firmware         OVMF / AAVMF out of the tool tree
+//!           ├── tpm              a TPM in software beside it
 //!           ├── qmp              the control socket
 //!           ├── console          serial line: full log with times, waiting, this terminal
 //!           ├── ready            a unit handed in by firmware that says when boot has ended, and how
@@ -37,6 +38,7 @@ pub mod stuck;
 pub mod switch;
 pub mod terminal;
 pub mod timeline;
+pub mod tpm;
 
 use std::path::Path;
 

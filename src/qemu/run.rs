@@ -161,6 +161,7 @@ fn machine_config(
         uuid: None,
         screen: false,
         shell: false,
+        tpm: None,
     })
 }
 

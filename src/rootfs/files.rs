@@ -50,7 +50,7 @@ pub fn sysctl(tree: &mut Tree, layer: &Layer) -> Result<(), StepError> {
     put(tree, "usr/lib/sysctl.d/90-kiln.conf", Entry::file(0o644, out, OWNER))
 }
 
-/// Adds to os-release(5) which image this is. `version` sorts by the age of the lock, so that systemd-boot, which sorts UKIs by
+/// Adds to os-release(5) which image this is and which kiln made it, so that an update knows what it finds. `version` sorts by the age of the lock, so that systemd-boot, which sorts UKIs by
 /// it, takes the newer image first.
 pub fn os_release(tree: &mut Tree, profile: &str, version: &str) -> Result<String, StepError> {
     let old = text(tree, "usr/lib/os-release")?.ok_or_else(|| StepError::Missing {
@@ -60,6 +60,7 @@ pub fn os_release(tree: &mut Tree, profile: &str, version: &str) -> Result<Strin
     let ours: BTreeMap<&str, String> = [
         ("IMAGE_ID", format!("kiln-{profile}")),
         ("IMAGE_VERSION", version.to_owned()),
+        ("KILN_VERSION", super::KILN.to_owned()),
         ("DEFAULT_HOSTNAME", "node".to_owned()),
     ]
     .into();
@@ -89,7 +90,10 @@ mod tests {
         let text = os_release(&mut tree, "server", "20260912-abc").unwrap();
         assert_eq!(
             text,
-            "NAME=Debian\nDEFAULT_HOSTNAME=node\nIMAGE_ID=kiln-server\nIMAGE_VERSION=20260912-abc\n"
+            format!(
+                "NAME=Debian\nDEFAULT_HOSTNAME=node\nIMAGE_ID=kiln-server\nIMAGE_VERSION=20260912-abc\nKILN_VERSION={}\n",
+                env!("CARGO_PKG_VERSION")
+            )
         );
     }
 }

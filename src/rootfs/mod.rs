@@ -31,7 +31,10 @@ use crate::tree::Tree;
 use crate::unpack::Unpacked;
 
 /// Raised when [`compose`] makes another root of the same inputs.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+
+/// The kiln that composes it, which the root says (`KILN_VERSION` of its os-release).
+pub const KILN: &str = env!("CARGO_PKG_VERSION");
 
 /// A finished root.
 #[derive(Debug)]

@@ -102,6 +102,12 @@ fn each_mistake_is_told_with_its_line() {
             "the addresses of services",
         ),
         ("\"Samsung SSD 9*\"", "\"[\"", "disk = { model", "is no pattern"),
+        (
+            "name = \"homelab\"",
+            "name = \"homelab\"\nseal = \"tpm\"",
+            "seal = ",
+            "expected one of `null`, `tpm2`, `host`, `host+tpm2`",
+        ),
         ("40GiB", "40", "disk = { bus = \"scsi\"", "is no size of a disk"),
         ("\"example.org/rack\"", "\"node-role.kubernetes.io/x\"", "labels", "the API server refuses it"),
         (
@@ -198,6 +204,49 @@ fn a_node_is_shown_with_what_it_is_told_and_no_secret() {
         all.stdout.contains("192.168.50.111/24 on lan") && !all.stdout.contains("open-sesame"),
         "{}",
         all.text()
+    );
+}
+
+#[test]
+fn the_key_for_secrets_is_the_nodes_or_else_the_clusters_and_shown() {
+    let env = homelab();
+    let seal = |node: &str| {
+        let json = env.kiln(&["--json", "cluster", "show", "--node", node]).ok().json();
+        let told = json["credentials"].as_array().unwrap().iter().find(|c| c["name"] == "kiln.seal");
+        (
+            json["seal"].as_str().unwrap().to_owned(),
+            told.map(|told| told["text"].as_str().unwrap().to_owned()),
+        )
+    };
+    assert_eq!(seal("agent-1"), ("null".to_owned(), None));
+    env.edit("project/cluster.toml", "name = \"homelab\"", "name = \"homelab\"\nseal = \"tpm2\"");
+    env.edit("project/cluster.toml", "[node.agent-2]", "[node.agent-2]\nseal = \"host+tpm2\"");
+    env.edit("project/cluster.toml", "[node.server]", "[node.server]\nseal = \"null\"");
+    env.edit("project/cluster.toml", "[secret]", "[secret]\nroot-password = { env = \"HASH\" }");
+    let told = |key: &str| Some(format!("{key}\nk3s.token\npasswd.hashed-password.root\n"));
+    assert_eq!(seal("agent-1"), ("tpm2".to_owned(), told("tpm2")));
+    assert_eq!(seal("agent-2"), ("host+tpm2".to_owned(), told("host+tpm2")));
+    assert_eq!(seal("server"), ("null".to_owned(), None));
+    let text = env.kiln(&["cluster", "show", "--node", "agent-1"]).ok().stdout;
+    assert!(text.contains("\nseal     tpm2\n") && text.contains("\nkiln.seal\n  tpm2\n"), "{text}");
+    let schema = env.kiln(&["dev", "schema", "cluster"]).ok().stdout;
+    assert!(schema.contains("host+tpm2") && schema.contains("at its first boot"), "{schema}");
+}
+
+#[test]
+fn a_key_where_there_is_no_secret_is_warned_about() {
+    let env = Env::new();
+    env.kiln(&["init", env.project().to_str().unwrap()]).ok();
+    env.write(
+        "project/cluster.toml",
+        "schema = 1\nname = \"lone\"\nseal = \"host\"\n[network.lan]\nsubnet = \"192.168.50.0/24\"\n\
+         [node.server]\nrole = \"server\"\naddress = \"192.168.50.100\"\n",
+    );
+    let run = env.kiln(&["cluster", "check"]).ok();
+    assert!(
+        run.stderr.contains(&line(&env, "seal =")) && run.stderr.contains("nothing is sealed"),
+        "{}",
+        run.text()
     );
 }
 

@@ -14,6 +14,7 @@ mod disk;
 mod edge;
 mod kernel;
 mod linux;
+mod seal;
 mod secrets;
 
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -394,4 +395,17 @@ fn tcpdump_reads_a_capture_of_the_switch_while_it_is_being_written() {
     assert!(times.is_sorted() && times[0] > 1.7e9, "{said}");
     // Nine digits, or the file's nanoseconds were not understood.
     assert!(lines.iter().all(|line| line.find(' ').unwrap() - line.find('.').unwrap() == 10), "{said}");
+}
+
+#[test]
+fn the_root_says_which_image_it_is_and_which_kiln_made_it() {
+    let text = fs_err::read_to_string(extracted().join("root/usr/lib/os-release")).unwrap();
+    let manifest = &image().1;
+    for line in [
+        "IMAGE_ID=kiln-server".to_owned(),
+        format!("IMAGE_VERSION={}", manifest.version),
+        format!("KILN_VERSION={}", manifest.kiln),
+    ] {
+        assert_eq!(text.lines().filter(|other| **other == line).count(), 1, "{line}\n{text}");
+    }
 }

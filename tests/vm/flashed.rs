@@ -18,40 +18,33 @@ use super::flash_disk::{InFile, Nobody, Off, Served};
 use super::node::{Setup, Slot};
 use super::power;
 
-/// Flashes the image of `profile` onto `medium` for a node of this name.
+pub(super) fn credential(name: &str, value: &str, secret: bool) -> Credential {
+    Credential { name: name.to_owned(), value: Value::new(value), secret }
+}
+
+/// Flashes the image of `profile` onto `medium`.
 fn flash(
     medium: &dyn Medium,
     profile: &str,
-    name: &str,
+    identity: &[Credential],
     keep_state: bool,
     journal: &mut Journal,
 ) -> Result<Written, Failure> {
     let image = images::image(profile, "amd64");
     let manifest = images::manifest(profile, "amd64");
-    let credential = |name: &str, value: &str| Credential {
-        name: name.to_owned(),
-        value: Value::new(value),
-        secret: false,
-    };
-    let identity = [
-        credential("system.hostname", name),
-        credential("network.network.50-nic0", "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n"),
-        credential("ssh.authorized_keys.root", super::SSH_KEY),
-        credential("passwd.hashed-password.root", super::HASH),
-    ];
     let facts = Facts { digest: manifest.disk.sha256, size: manifest.disk.size, epoch: manifest.epoch };
     let source = Source::open(&image, facts).unwrap();
-    let options = Options { identity: &identity, keep_state, probe: true, ..Options::default() };
+    let options = Options { identity, keep_state, probe: true, ..Options::default() };
     write(medium, "a disk", source, &options, journal, &Nobody)
 }
 
 /// Flashes the file `path`, which is made if it is not there.
-fn flash_file(path: &Path, sector: u32, profile: &str, name: &str, keep_state: bool) {
+pub(super) fn flash_file(path: &Path, sector: u32, profile: &str, identity: &[Credential], keep_state: bool) {
     let mut options = fs_err::OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(false).open(path).unwrap();
     file.set_len(12 << 30).unwrap();
     let medium = InFile(file.into_file(), sector);
-    flash(&medium, profile, name, keep_state, &mut Journal::none()).unwrap();
+    flash(&medium, profile, identity, keep_state, &mut Journal::none()).unwrap();
 }
 
 fn folder() -> tempfile::TempDir {
@@ -59,11 +52,27 @@ fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("kiln-flashed-").tempdir_in(images::folder()).unwrap()
 }
 
+/// What a node of this name is told.
+pub(super) fn identity(name: &str) -> Vec<Credential> {
+    vec![
+        credential("system.hostname", name, false),
+        credential("network.network.50-nic0", "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n", false),
+        credential("ssh.authorized_keys.root", super::SSH_KEY, false),
+        credential("passwd.hashed-password.root", super::HASH, true),
+    ]
+}
+
+/// The disk that a node left in its run folder, as the raw disk `to`.
+pub(super) fn left(folder: &Path, to: &Path) {
+    let qemu = kiln::exec::Tool::from_tree(&images::tools("qemu"), "usr/bin/qemu-img").unwrap();
+    qemu.command().args(["convert", "-O", "raw"]).arg(folder.join("disk0.qcow2")).arg(to).run().unwrap();
+}
+
 #[test]
 fn a_flashed_disk_boots_takes_its_identity_from_its_esp_and_keeps_its_state_when_asked() {
     let dir = folder();
     let path = dir.path().join("disk");
-    flash_file(&path, 512, "bare", "flashed-3", false);
+    flash_file(&path, 512, "bare", &identity("flashed-3"), false);
     let mut node = Setup { disk: None, ..Setup::of(&path) }.boot();
     let ready = node.ready();
     assert!(ready.is_good(), "{ready:?}");
@@ -76,10 +85,9 @@ fn a_flashed_disk_boots_takes_its_identity_from_its_esp_and_keeps_its_state_when
     let folder = node.power_off();
 
     // The disk as the node left it, flashed anew.
-    let qemu = kiln::exec::Tool::from_tree(&images::tools("qemu"), "usr/bin/qemu-img").unwrap();
-    let (overlay, next) = (folder.join("disk0.qcow2"), dir.path().join("next"));
-    qemu.command().args(["convert", "-O", "raw"]).arg(&overlay).arg(&next).run().unwrap();
-    flash_file(&next, 512, "bare", "flashed-4", true);
+    let next = dir.path().join("next");
+    left(&folder, &next);
+    flash_file(&next, 512, "bare", &identity("flashed-4"), true);
     let mut node = Setup { disk: None, ..Setup::of(&next) }.boot();
     let ready = node.ready();
     assert!(ready.is_good(), "{ready:?}");
@@ -97,7 +105,7 @@ fn a_flashed_disk_boots_takes_its_identity_from_its_esp_and_keeps_its_state_when
 fn boots(profile: &str, name: &str, bus: Bus, sectors: Sectors) {
     let dir = folder();
     let path = dir.path().join("disk");
-    flash_file(&path, sectors.sizes().0, profile, name, false);
+    flash_file(&path, sectors.sizes().0, profile, &identity(name), false);
     // Credentials of the firmware go before those on the ESP, and these here are only about K3s, which is not what this is about.
     let without = ["k3s.service", "kiln-k3s.service"].map(|unit| held_back(unit).unwrap());
     let credentials = without.map(|(name, text)| (name, text.into_bytes())).to_vec();
@@ -166,7 +174,7 @@ fn is_whole(export: &Export, name: &str) {
 fn served(folder: &Path, name: &str) -> (Export, u64) {
     let export = Export::serve(DiskOptions::empty(folder, "disk", 12 << 30)).unwrap();
     let medium = Served::new(&export, Off::Never);
-    flash(&medium, "bare", name, false, &mut Journal::none()).unwrap();
+    flash(&medium, "bare", &identity(name), false, &mut Journal::none()).unwrap();
     let requests = medium.done();
     (export, requests)
 }
@@ -182,13 +190,13 @@ fn a_flash_whose_power_is_cut_leaves_nothing_that_boots_and_is_resumed() {
         let first = requests / 3;
         let cut = first + stream.below(requests - 3 - first);
         let medium = Served::new(&export, Off::Unflushed(cut));
-        flash(&medium, "bare", "new", false, &mut journal()).unwrap_err();
+        flash(&medium, "bare", &identity("new"), false, &mut journal()).unwrap_err();
         drop(medium);
         let lost = export.power_cut(stream.number()).unwrap();
         finds_nothing(dir.path(), &export, &format!("after {cut} requests of {requests}: {lost:?}"));
     }
     let medium = Served::new(&export, Off::Never);
-    flash(&medium, "bare", "new", false, &mut journal()).unwrap();
+    flash(&medium, "bare", &identity("new"), false, &mut journal()).unwrap();
     drop(medium);
     // The power goes when the last flush was answered: all of it stays.
     export.power_cut(stream.number()).unwrap();
@@ -213,7 +221,7 @@ fn a_cut_among_the_last_writes_leaves_all_or_nothing() {
     let [loses, keeps] = seeds();
     let cut_after = |off: Off, seed: u64| {
         let medium = Served::new(&export, off);
-        flash(&medium, "bare", "second", false, &mut Journal::none()).unwrap_err();
+        flash(&medium, "bare", &identity("second"), false, &mut Journal::none()).unwrap_err();
         drop(medium);
         export.power_cut(seed).unwrap()
     };

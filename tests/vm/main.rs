@@ -19,6 +19,7 @@ mod netboot;
 mod node;
 mod power;
 mod scenarios;
+mod sealed;
 
 use std::time::Duration;
 

@@ -214,6 +214,7 @@ impl Lan {
             uuid: None,
             screen: false,
             shell: false,
+            tpm: None,
         };
         let machine = Machine::start(&self.qemu, &config, None).unwrap();
         let door = Door::new(Arc::clone(&machine.ports[0]));

@@ -10,6 +10,7 @@ use kiln::qemu::accel::{self, Accel};
 use kiln::qemu::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Netboot, Nic, NicModel, Sectors};
 use kiln::qemu::firmware::Firmware;
 use kiln::qemu::machine::Machine;
+use kiln::qemu::tpm::Tpm;
 use kiln::qemu::{door, ready};
 
 use super::common::images;
@@ -147,6 +148,7 @@ pub(super) struct Setup {
     pub(super) door: bool,
     /// Whether QEMU ends where the node would boot anew.
     pub(super) no_reboot: bool,
+    pub(super) tpm: Option<Tpm>,
 }
 
 impl Setup {
@@ -163,6 +165,7 @@ impl Setup {
             report: true,
             door: false,
             no_reboot: true,
+            tpm: None,
         }
     }
 
@@ -218,6 +221,7 @@ impl Setup {
             uuid: None,
             screen: false,
             shell: false,
+            tpm: self.tpm,
         };
         Node { machine: Machine::start(&tools, &config, None).unwrap(), accel, _slot: slot }
     }

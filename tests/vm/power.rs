@@ -37,6 +37,7 @@ pub(super) fn start(folder: &Path, arch: Arch, disks: Vec<Disk>) -> Machine {
         uuid: None,
         screen: true,
         shell: false,
+        tpm: None,
     };
     Machine::start(&tools, &config, Some(folder)).unwrap()
 }

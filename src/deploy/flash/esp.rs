@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 
-use crate::cluster::{Credential, sealed};
+use crate::cluster::{Credential, seal, sealed};
 use crate::error::{Failure, Kind};
 use crate::image::fat::{self, FatError, FileSystem, Reader, Source};
 use crate::tree::TreePath;
@@ -39,9 +39,20 @@ pub(super) fn compose(
             files.insert(path(&node.path)?, Source::Bytes(reader.read(&node.path).map_err(fail)?));
         }
     }
+    let to_seal = seal::names(identity);
+    let mut spare = 0;
     for credential in identity {
-        let place = path(&format!("{FOLDER}/{}.cred", credential.name))?;
-        files.insert(place, Source::Bytes(sealed::seal(credential)));
+        let mut bytes = sealed::seal(credential);
+        if to_seal.contains(&credential.name) {
+            let room = seal::room(credential.value.expose().len());
+            spare = spare.max(room);
+            bytes = sealed::padded(bytes, room);
+        }
+        files.insert(path(&format!("{FOLDER}/{}.cred", credential.name))?, Source::Bytes(bytes));
+    }
+    if spare > 0 {
+        let bytes = sealed::padded(Vec::new(), spare);
+        files.insert(path(&format!("{FOLDER}/{}.cred", seal::SPARE))?, Source::Bytes(bytes));
     }
     let system =
         FileSystem { size, sector, serial: reader.serial, label: reader.label.clone(), epoch, files };
@@ -89,6 +100,21 @@ mod tests {
             assert!(reader.read("EFI/Linux/kiln_1+3.efi").unwrap() == uki);
             assert!(reader.read("loader/credentials/k3s.token.cred").unwrap() == sealed);
         }
+        // What is to be sealed has room, and there is a spare file as large as the largest.
+        let long =
+            Credential { name: "k3s.registries".to_owned(), value: Value::new([7; 9000]), ..token.clone() };
+        let order = seal::order(crate::spec::cluster::Seal::Tpm2, ["k3s.token", "k3s.registries"]).unwrap();
+        let host = Credential { name: "system.hostname".to_owned(), value: Value::new("a"), secret: false };
+        let identity = [token.clone(), long, host.clone(), order];
+        let esp = compose(&image, 64 << 20, 512, fs.epoch, &identity).unwrap();
+        let mut reader = Reader::new(Cursor::new(&esp)).unwrap();
+        let mut read = |name: &str| reader.read(&format!("loader/credentials/{name}.cred")).unwrap();
+        let padded = read("k3s.token");
+        assert_eq!((padded.len(), read("k3s.registries").len()), (seal::room(6), seal::room(9000)));
+        assert!(padded.starts_with(&sealed) && padded[sealed.len()..].iter().all(|byte| *byte == b'\n'));
+        assert_eq!(read(seal::SPARE), vec![b'\n'; seal::room(9000)]);
+        assert_eq!(read("system.hostname"), sealed::seal(&host));
+
         let large = Credential { value: Value::new(vec![1; 61 << 20]), ..token };
         let error = compose(&image, 64 << 20, 512, 0, &[large]).unwrap_err();
         assert!(

@@ -31,6 +31,8 @@ pub struct Image {
     pub arch: Arch,
     /// IMAGE_VERSION of its os-release.
     pub version: String,
+    /// Units that its systemd starts.
+    pub units: Vec<String>,
     /// The disk.
     pub raw: Content,
     /// The disk in a zstd frame, if it was built so.
@@ -133,6 +135,7 @@ impl Image {
             profile: profile.name.clone(),
             arch,
             version: manifest.version,
+            units: manifest.units,
             raw,
             zst,
             uki,

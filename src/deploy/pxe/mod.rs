@@ -44,12 +44,12 @@ use self::net::{Place, Sockets, Wanted};
 use self::site::{Mode, Node, PROGRAMS, Site};
 use self::table::Table;
 use crate::arch::Arch;
-use crate::cluster::credentials;
 use crate::cluster::secret::{Keeper, Value};
+use crate::cluster::{credentials, seal};
 use crate::deploy::flash::{claim, proof};
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
-use crate::spec::cluster::{Cluster, DisklessState};
+use crate::spec::cluster::{Cluster, DisklessState, Seal};
 use crate::sys;
 use crate::tools;
 use crate::ui::{Ui, human_bytes};
@@ -203,6 +203,11 @@ fn site(work: &Work<'_>, cluster: &Cluster, options: &Options, place: &Place) ->
             continue;
         };
         let mode = options.modes.get(node.name.as_str()).copied().or(options.mode).unwrap_or(Mode::Local);
+        if mode == Mode::Diskless && node.seal != Seal::Null {
+            let text =
+                format!("{} runs from memory: its secrets lie on no disk, so nothing is sealed", node.name);
+            work.ui.notice("Note", text);
+        }
         // Secrets are asked for while this process is still the user who may read them, and only if somebody will want them.
         let credentials = match mode {
             Mode::Local => Value::new(Vec::new()),
@@ -247,6 +252,7 @@ fn site(work: &Work<'_>, cluster: &Cluster, options: &Options, place: &Place) ->
         for ((profile, _), image) in &images {
             if *profile == node.profile {
                 let (digest, why) = (image.raw.digest, options.unproven.as_deref());
+                seal::check(cluster.node(&node.name)?, &image.units)?;
                 node.proof = Some(proof::find(&options.reports, digest, profile, why)?);
             }
         }

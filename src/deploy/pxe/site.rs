@@ -414,6 +414,7 @@ pub(super) mod tests {
             cmdline: "roothash=0123 ro".to_owned(),
             root: raw.part(1000, 5000).unwrap(),
             verity: raw.part(500, 500).unwrap(),
+            units: Vec::new(),
             raw,
             root_hash: Digest::of(b"root"),
             layout_size: 1 << 32,

@@ -23,6 +23,7 @@ fn config(arch: Arch) -> MachineConfig {
         uuid: None,
         screen: false,
         shell: false,
+        tpm: None,
     }
 }
 
@@ -97,6 +98,28 @@ fn a_machine_with_served_disks_a_screen_and_an_identity_has_these_arguments() {
     }
     config.validate().unwrap();
     insta::assert_snapshot!(shown(&config));
+}
+
+#[test]
+fn a_tpm_hangs_where_its_machine_has_a_place_for_it() {
+    for (arch, tpm, driver) in [
+        (Arch::Amd64, Tpm::Tis, "tpm-tis"),
+        (Arch::Amd64, Tpm::Crb, "tpm-crb"),
+        (Arch::Arm64, Tpm::Tis, "tpm-tis-device"),
+    ] {
+        let config = MachineConfig { tpm: Some(tpm), ..config(arch) };
+        config.validate().unwrap();
+        let args = shown(&config);
+        for part in [
+            "-chardev socket,id=tpm-control,path=/run/a,,b/tpm.sock",
+            "-tpmdev emulator,id=tpm0,chardev=tpm-control",
+            &format!("-device {{\"driver\":\"{driver}\",\"tpmdev\":\"tpm0\"}}"),
+        ] {
+            assert!(args.lines().any(|line| line == part), "{part}\n{args}");
+        }
+    }
+    let config = MachineConfig { tpm: Some(Tpm::Crb), ..config(Arch::Arm64) };
+    assert!(config.validate().unwrap_err().to_string().contains("(TIS) only"));
 }
 
 #[test]

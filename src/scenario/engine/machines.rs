@@ -95,6 +95,7 @@ pub(super) fn make<'a>(
             uuid: Some(node.uuid),
             screen: setup.scenario.steps.iter().any(screen),
             shell: setup.shells,
+            tpm: None,
         };
         config.validate()?;
         let health = Watch::new(&node.name, setup.accel == Accel::Tcg, Arc::clone(allow));

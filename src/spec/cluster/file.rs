@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::disk::{DiskBus, DisklessState};
+use super::seal::Seal;
 use crate::spec::Role;
 
 /// A real cluster: its nodes, where they are and what each is to be.
@@ -34,6 +35,10 @@ pub struct File {
     pub nfs: Option<NfsFile>,
     /// The router that is told about the addresses of services by BGP.
     pub bgp: Option<BgpFile>,
+    /// The key under which nodes keep their secrets on their disks: a node that was flashed puts them under it at its first boot.
+    /// Default: `null`, the key that everybody has. Credentials that come by firmware or network (`kiln test --cluster`, diskless nodes) lie
+    /// on no disk.
+    pub seal: Option<Seal>,
     /// Where secrets are.
     #[serde(default)]
     pub secret: SecretsFile,
@@ -87,6 +92,8 @@ pub struct NodeFile {
     /// Taints of the node in Kubernetes: `KEY=VALUE:EFFECT` or `KEY:EFFECT`.
     #[serde(default)]
     pub taints: Vec<String>,
+    /// The key under which it keeps its secrets on its disk, if it is not the cluster's.
+    pub seal: Option<Seal>,
 }
 
 /// Which disk of a machine is meant.

@@ -35,6 +35,7 @@
 mod check;
 mod disk;
 pub mod file;
+mod seal;
 mod secret;
 
 use std::collections::BTreeMap;
@@ -48,6 +49,7 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 pub use self::disk::{DiskBus, DiskContract, DiskSize, DisklessState, ModelGlob};
+pub use self::seal::Seal;
 pub use self::secret::Secret;
 use super::{Project, Role};
 use crate::error::{Failure, Kind};
@@ -150,6 +152,8 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// Its taints in Kubernetes, `KEY=VALUE:EFFECT` or `KEY:EFFECT`.
     pub taints: Vec<String>,
+    /// The key under which it keeps its secrets on its disk.
+    pub seal: Seal,
 }
 
 /// How a node gets its address.

@@ -8,7 +8,7 @@ use crate::scenario::identity::is_domain;
 use crate::scenario::problems::{Part, Problems, spot};
 use crate::scenario::spec::{Mac, Name};
 use crate::spec::cluster::file::{DiskFile, File, NodeFile};
-use crate::spec::cluster::{Addressing, DiskContract, DisklessState, Endpoint, Network, Node};
+use crate::spec::cluster::{Addressing, DiskContract, DisklessState, Endpoint, Network, Node, Seal};
 use crate::spec::{Profile, Project, Role};
 
 /// Words that stand for several nodes where kiln takes names of nodes, and what every machine calls itself.
@@ -34,7 +34,8 @@ pub(super) fn nodes(
             problems.add(here, format!("no node can be called `{name}`: that word has a meaning of its own"));
         }
         // Under a name that is none, the rest is looked at all the same.
-        if let Some(node) = node(name, read, file, networks, project, &mut taken, problems) {
+        if let Some(mut node) = node(name, read, file, networks, project, &mut taken, problems) {
+            node.seal = file.seal.or(shape.seal).unwrap_or_default();
             nodes.insert(node.name.clone(), node);
         }
     }
@@ -151,6 +152,7 @@ fn node(
         diskless_state: file.diskless_state,
         labels: file.labels.clone(),
         taints: file.taints.clone(),
+        seal: Seal::default(),
     })
 }
 

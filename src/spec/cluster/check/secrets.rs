@@ -11,7 +11,7 @@ use crate::scenario::spec::Name;
 use crate::spec::Role;
 use crate::spec::cluster::file::{File, SecretFile};
 use crate::spec::cluster::secret::{TABLE, WAYS};
-use crate::spec::cluster::{Node, Secret, Secrets};
+use crate::spec::cluster::{Node, Seal, Secret, Secrets};
 
 /// Types of public keys that sshd of Debian 13 takes (sshd_config(5), PubkeyAcceptedAlgorithms).
 const KEY_TYPES: [&str; 6] = [
@@ -109,7 +109,21 @@ pub(super) fn secrets(
             )
             .hint("`kiln token new --out secrets/token`, then write `[secret]` with `token = { file = \"secrets/token\" }`");
     }
+    sealed(shape, nodes, warnings);
     secrets
+}
+
+/// A key for secrets where there are none was meant for something else.
+fn sealed(shape: &File, nodes: &BTreeMap<Name, Node>, warnings: &mut Problems<'_>) {
+    let file = &shape.secret;
+    if file.token.is_some() || file.root_password.is_some() || file.registries.is_some() {
+        return;
+    }
+    if let Some(node) = nodes.values().find(|node| node.seal != Seal::Null) {
+        let spot =
+            if shape.seal.is_some() { spot!["seal"] } else { spot!["node", node.name.as_str(), "seal"] };
+        warnings.add(spot, "nothing is sealed: this file names no secret");
+    }
 }
 
 fn reference(key: &str, file: &SecretFile, folder: &Path, problems: &mut Problems<'_>) -> Option<Secret> {
