@@ -81,7 +81,7 @@ impl Node {
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("images/files/seal"))
             .env("PATH", path)
             .env("KILN_ENCRYPTED", self.path("encrypted"))
-            .env("KILN_STORE", self.path("store"))
+            .env("KILN_OPENED", self.path("store"))
             .env("KILN_RUN", self.path("run"))
             .env("KILN_ESP", self.path("esp"))
             .env("KILN_TPM", self.path("no-tpm"))
