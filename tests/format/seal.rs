@@ -67,7 +67,7 @@ impl Node {
 
     /// As boot loader and initrd do, then the script; the power goes at the call number `cut` of `dd`.
     fn boot(&self, cut: usize) -> Run {
-        for folder in ["encrypted", "system", "run"] {
+        for folder in ["encrypted", "store", "run"] {
             fs_err::remove_dir_all(self.path(folder)).ok();
         }
         for entry in fs_err::read_dir(self.path("esp/loader/credentials")).unwrap() {
@@ -81,7 +81,7 @@ impl Node {
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("images/files/seal"))
             .env("PATH", path)
             .env("KILN_ENCRYPTED", self.path("encrypted"))
-            .env("KILN_SYSTEM", self.path("system"))
+            .env("KILN_OPENED", self.path("store"))
             .env("KILN_RUN", self.path("run"))
             .env("KILN_ESP", self.path("esp"))
             .env("KILN_TPM", self.path("no-tpm"))
@@ -100,7 +100,7 @@ impl Node {
 
     /// What units are given.
     fn given(&self, name: &str) -> Option<String> {
-        fs_err::read_to_string(self.path("system").join(name)).ok()
+        fs_err::read_to_string(self.path("store").join(name)).ok()
     }
 
     #[track_caller]

@@ -90,10 +90,7 @@ fn given(node: &mut Node, failed: &[&str]) -> (String, String) {
     assert_eq!(ready.failed, failed, "{ready:?}\n{journal}");
     let token = door.run(ASK, limit).unwrap().stdout;
     let shadow = door.succeed("sed -n 's/^root:\\([^:]*\\):.*/\\1/p' /etc/shadow", limit).unwrap().stdout;
-    let given =
-        (String::from_utf8_lossy(&token).into_owned(), String::from_utf8_lossy(&shadow).trim().to_owned());
-    println!("{given:?}\n{journal}");
-    given
+    (String::from_utf8_lossy(&token).into_owned(), String::from_utf8_lossy(&shadow).trim().to_owned())
 }
 
 /// The same machine, switched on again.
