@@ -187,7 +187,7 @@ impl Tool {
             }
         }
         let mut libraries = OsString::new();
-        for folder in ["usr/lib/{triple}", "usr/lib", "usr/lib/{triple}/systemd"] {
+        for folder in ["usr/lib/{triple}", "usr/lib", "usr/lib/{triple}/systemd", "usr/lib/{triple}/swtpm"] {
             if !libraries.is_empty() {
                 libraries.push(":");
             }

@@ -35,6 +35,7 @@ impl Node {
         let creds = Tool::from_tree(&images::tools("judges"), "usr/bin/systemd-creds").unwrap().command();
         node.program("systemd-creds", &format!("#!/bin/sh\nexec env {} \"$@\"\n", creds.line()));
         node.program("dd", DD);
+        node.put("uuid", b"6b696c6e-0000-4000-8000-00000000000f\n");
         let order = seal::order(key, SECRETS.map(|(name, _)| name)).unwrap();
         node.put(&format!("esp/loader/credentials/{}.cred", order.name), &sealed::seal(&order));
         let mut spare = 0;
@@ -85,6 +86,7 @@ impl Node {
             .env("KILN_RUN", self.path("run"))
             .env("KILN_ESP", self.path("esp"))
             .env("KILN_TPM", self.path("no-tpm"))
+            .env("KILN_UUID", self.path("uuid"))
             .env("KILN_IDENTITY", "true")
             .env("KILN_CALLS", self.path("calls"))
             .env("KILN_CUT", cut.to_string())
@@ -157,6 +159,15 @@ fn a_key_that_is_not_there_takes_nothing_away_and_is_told() {
     let run = node.boot(0);
     assert_eq!(run.code, 1, "{}", run.text());
     assert!(run.stderr.contains("no TPM 2.0") && run.stderr.contains("can read k3s.token"), "{}", run.text());
+    node.has_all(&run);
+    assert_eq!(SECRETS.map(|(name, _)| node.esp(name)), before);
+
+    // A key on /var that another machine id cannot use, and none in firmware that stays.
+    let node = Node::flashed(Seal::Host);
+    node.put("uuid", b"00000000-0000-0000-0000-000000000000\n");
+    let run = node.boot(0);
+    assert_eq!(run.code, 1, "{}", run.text());
+    assert!(run.stderr.contains("no UUID in its firmware"), "{}", run.text());
     node.has_all(&run);
     assert_eq!(SECRETS.map(|(name, _)| node.esp(name)), before);
 

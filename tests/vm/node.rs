@@ -149,6 +149,8 @@ pub(super) struct Setup {
     /// Whether QEMU ends where the node would boot anew.
     pub(super) no_reboot: bool,
     pub(super) tpm: Option<Tpm>,
+    /// The UUID in its firmware, of which it makes its machine id.
+    pub(super) uuid: Option<uuid::Uuid>,
 }
 
 impl Setup {
@@ -166,6 +168,7 @@ impl Setup {
             door: false,
             no_reboot: true,
             tpm: None,
+            uuid: None,
         }
     }
 
@@ -218,7 +221,7 @@ impl Setup {
             ports: vec![ready::PORT.to_owned(), PORT.to_owned(), door::PORT.to_owned()],
             clock: None,
             no_reboot: self.no_reboot,
-            uuid: None,
+            uuid: self.uuid,
             screen: false,
             shell: false,
             tpm: self.tpm,

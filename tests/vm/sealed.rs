@@ -76,7 +76,9 @@ fn is_open(disk: &Path, secrets: &[Credential]) -> bool {
 }
 
 fn boot(disk: &Path, format: Format, tpm: Option<Tpm>) -> Node {
-    Setup { disk: None, door: true, tpm, format, no_reboot: false, ..Setup::of(disk) }.boot()
+    // What is on /var under a key is for this machine id alone.
+    let uuid = Some(uuid::Uuid::from_u128(0x6b69_6c6e));
+    Setup { disk: None, door: true, tpm, format, no_reboot: false, uuid, ..Setup::of(disk) }.boot()
 }
 
 /// Waits until the node is up; what it gives a unit that wants the token, and root's password.

@@ -134,7 +134,7 @@ fn the_shipped_scenarios_take_no_longer_than_people_wait_for() {
     insta::assert_snapshot!(estimates.join("\n"), @r#"
     smoke: TCG, 2 cores: about 100 seconds with 2 boots and 9 steps
     three-node: TCG, 2 cores: about 21 minutes with 6 boots and 19 steps
-    join: TCG, 2 cores: about 14 minutes with 6 boots and 14 steps
+    join: TCG, 2 cores: about 17 minutes with 7 boots and 17 steps
     k3s-faults: TCG, 2 cores: about 22 minutes with 7 boots and 16 steps
     networks: TCG, 2 cores: about 6 minutes with 6 boots and 27 steps
     nfs: TCG, 2 cores: about 4 minutes with 5 boots and 24 steps
