@@ -10,8 +10,8 @@ use kiln::deploy::flash::signature;
 use kiln::image::{fat, gpt};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::run::{Env, Run, command, files_below, is_root, skipped};
-use crate::disk::{After, Failing, Loop, has, host, image, noise};
+use crate::common::run::{Env, Run, files_below, is_root, skipped};
+use crate::disk::{After, Failing, Loop, has, host, image, noise, tool};
 
 const UNPROVEN: [&str; 2] = ["--unproven", "a test of kiln"];
 
@@ -344,7 +344,7 @@ fn state_survives_a_flash_that_keeps_it() {
     )
     .unwrap();
     let input = fs_err::File::open(&script).unwrap().into_file();
-    let run = command("sfdisk").args(["--append", "--no-reread", &disk.path]).stdin(input).output().unwrap();
+    let run = tool("sfdisk").args(["--append", "--no-reread", &disk.path]).stdin(input).output().unwrap();
     Run::of(&run).ok();
     let var = noise(150);
     {

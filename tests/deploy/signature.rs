@@ -2,8 +2,8 @@
 
 use kiln::deploy::flash::signature::{self, Class};
 
-use crate::common::run::{Env, Run, command, skipped};
-use crate::disk::{has, host};
+use crate::common::run::{Env, Run, skipped};
+use crate::disk::{has, host, tool};
 
 /// The words of kiln for types of blkid, where they are not the same.
 const NAMES: [(&str, &str); 6] = [
@@ -17,10 +17,7 @@ const NAMES: [(&str, &str); 6] = [
 
 fn judged(file: &str) -> Option<String> {
     let run = Run::of(
-        &command("blkid")
-            .args(["--probe", "--match-tag", "TYPE", "--output", "value", file])
-            .output()
-            .unwrap(),
+        &tool("blkid").args(["--probe", "--match-tag", "TYPE", "--output", "value", file]).output().unwrap(),
     );
     let found = run.stdout.trim();
     let name = NAMES.iter().find(|(theirs, _)| *theirs == found).map_or(found, |(_, ours)| ours);
@@ -110,7 +107,7 @@ fn tables_made_by_sfdisk_are_told_apart() {
             format!("label: {label}\nsize=20MiB{}\nsize=20MiB{}\n", name("first"), name("second")),
         );
         let script = fs_err::File::open(env.path("script")).unwrap().into_file();
-        Run::of(&command("sfdisk").arg(&image).stdin(script).output().unwrap()).ok();
+        Run::of(&tool("sfdisk").arg(&image).stdin(script).output().unwrap()).ok();
         let found = signature::of_file(&image, 512).unwrap();
         assert_eq!((found[0].kind, found[0].text.as_str(), found.len()), (kind, text, 1));
     }

@@ -116,7 +116,7 @@ fn secrets_go_under_the_key_of_the_nodes_tpm_when_it_has_one_and_no_other_tpm_op
     let all = || (TOKEN.to_owned(), super::HASH.to_owned());
     images::image("bare", "amd64");
     let dir = tempfile::Builder::new().prefix("kiln-sealed-").tempdir_in(images::folder()).unwrap();
-    let (disk, next) = (dir.path().join("disk"), dir.path().join("next"));
+    let [disk, next, last] = ["disk", "next", "last"].map(|name| dir.path().join(name));
     let secrets = flashed(&disk, Seal::Tpm2);
     assert!(is_open(&disk, &secrets), "this machine cannot use that one's TPM");
 
@@ -133,8 +133,8 @@ fn secrets_go_under_the_key_of_the_nodes_tpm_when_it_has_one_and_no_other_tpm_op
     off(&mut node, &disk);
     assert!(!is_open(&disk, &secrets));
     assert_eq!(again(&mut node, &[]), all());
-    off(&mut node, &next);
-    assert_eq!(esp(&next), esp(&disk), "there is nothing to do at later boots");
+    off(&mut node, &last);
+    assert_eq!(esp(&last), esp(&disk), "there is nothing to do at later boots");
 
     // The disk, in another machine.
     fs_err::remove_dir_all(node.machine.folder().join("tpm")).unwrap();

@@ -134,7 +134,7 @@ impl Candidate {
             failure = failure.hint(match () {
                 () if self.disk.system => "take another disk; nothing overrides this",
                 () if self.unread.is_some() => "run as root: `sudo kiln flash …`",
-                () if self.disk.read_only && overrides.len() + 1 == objections.len() => {
+                () if self.disk.read_only => {
                     "switch its write protection off: the lock of a card, `blockdev --setrw`; or take another disk"
                 }
                 () => "unmount it, switch it off (swapoff, vgchange -an, mdadm --stop, cryptsetup close), or take another disk",
