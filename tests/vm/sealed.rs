@@ -48,6 +48,13 @@ fn has(bytes: &[u8], text: &[u8]) -> bool {
     memchr::memmem::find(bytes, text).is_some()
 }
 
+/// What the files of the secrets hold. The rest of the ESP changes with each boot: the loader's random seed, the count of tries.
+fn files(disk: &Path) -> [Vec<u8>; 3] {
+    let mut reader = Reader::new(Cursor::new(esp(disk))).unwrap();
+    ["k3s.token", "passwd.hashed-password.root", seal::SPARE]
+        .map(|name| reader.read(&format!("loader/credentials/{name}.cred")).unwrap())
+}
+
 /// Whether the secrets can be read by whoever holds this disk; all are told the same.
 #[track_caller]
 fn is_open(disk: &Path, secrets: &[Credential]) -> bool {
@@ -134,7 +141,7 @@ fn secrets_go_under_the_key_of_the_nodes_tpm_when_it_has_one_and_no_other_tpm_op
     assert!(!is_open(&disk, &secrets));
     assert_eq!(again(&mut node, &[]), all());
     off(&mut node, &last);
-    assert_eq!(esp(&last), esp(&disk), "there is nothing to do at later boots");
+    assert!(files(&last) == files(&disk), "there is nothing to do at later boots");
 
     // The disk, in another machine.
     fs_err::remove_dir_all(node.machine.folder().join("tpm")).unwrap();
