@@ -198,3 +198,26 @@ fn a_file_without_room_is_left_as_it_is() {
     node.has_all(&run);
     assert_eq!(node.esp("k3s.token"), whole.trim_ascii_end());
 }
+
+#[test]
+fn systemd_reads_what_was_sealed_and_under_no_other_name() {
+    let creds = Tool::from_tree(&images::tools("judges"), "usr/bin/systemd-creds").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let long = vec![0xA5; 70_000];
+    for (name, value) in [
+        ("k3s.token", b"open-sesame" as &[u8]),
+        ("network.network.50-nic0", b"[Match]\n"),
+        ("a", b""),
+        ("x", &long),
+    ] {
+        let (from, other, to) = (dir.path().join(name), dir.path().join("other"), dir.path().join("out"));
+        let credential = Credential { name: name.to_owned(), value: Value::new(value), secret: true };
+        let sealed = sealed::padded(sealed::seal(&credential), seal::room(value.len()));
+        fs_err::write(&from, sealed).unwrap();
+        creds.command().arg("decrypt").arg(&from).arg(&to).run().unwrap();
+        assert!(fs_err::read(&to).unwrap() == value, "{name}");
+        // The name is part of it.
+        fs_err::rename(&from, &other).unwrap();
+        assert!(creds.command().arg("decrypt").arg(&other).arg(&to).run().is_err(), "{name}");
+    }
+}
