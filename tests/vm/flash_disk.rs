@@ -30,14 +30,6 @@ impl Medium for InFile {
         self.0.write_at(bytes, at)
     }
 
-    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn zero(&self, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }

@@ -33,13 +33,17 @@ pub trait Medium: Send + Sync {
     /// Nobody needs these bytes any more; what they are afterwards is not promised.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Unsupported`] where the device cannot.
-    fn discard(&self, at: u64, length: u64) -> io::Result<()>;
+    /// [`io::ErrorKind::Unsupported`] where the device cannot, as here.
+    fn discard(&self, _at: u64, _length: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Makes these bytes zero without sending them.
     ///
     /// # Errors
-    /// [`io::ErrorKind::Unsupported`] where the device cannot.
-    fn zero(&self, at: u64, length: u64) -> io::Result<()>;
+    /// [`io::ErrorKind::Unsupported`] where the device cannot, as here.
+    fn zero(&self, _at: u64, _length: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Returns when what was written is on the medium, whatever happens to the power.
     ///
     /// # Errors

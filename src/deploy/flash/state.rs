@@ -213,14 +213,6 @@ mod tests {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        fn discard(&self, _: u64, _: u64) -> io::Result<()> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-
-        fn zero(&self, _: u64, _: u64) -> io::Result<()> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-
         fn flush(&self) -> io::Result<()> {
             Ok(())
         }

@@ -37,14 +37,6 @@ impl Medium for Disk<'_> {
         Err(io::ErrorKind::WriteZero.into())
     }
 
-    fn discard(&self, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn zero(&self, _: u64, _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
     fn flush(&self) -> io::Result<()> {
         Ok(())
     }
