@@ -23,6 +23,10 @@ use crate::{sys, tools};
 /// How often a line is printed of a build where nothing is drawn.
 const REMINDER: Duration = Duration::from_secs(60);
 
+/// Processors that a build has before another runs beside it, if there are as many. What it got it keeps until it ends: of two builds that
+/// share two processors, the long one would have one of them for the whole of its time.
+const LEAST: usize = 4;
+
 /// How to build.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
@@ -116,7 +120,7 @@ pub fn build(work: &Work<'_>, recipes: &Recipes, names: &[&str], options: Option
                 while free > 0 && ready.peek().is_some() {
                     let left = ready.len();
                     let Some(recipe) = ready.next() else { break };
-                    let cores = (free / left).max(1);
+                    let cores = (free / left).max(LEAST).min(free);
                     (free, running) = (free - cores, running + 1);
                     let inputs = inputs_of(recipe, &done);
                     let sender = sender.clone();

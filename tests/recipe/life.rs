@@ -38,15 +38,27 @@ fn a_recipe_is_built_once_and_again_only_for_what_shows_in_it() {
 
 #[test]
 fn recipes_get_the_outputs_of_others_and_share_the_processors() {
-    let lab = Lab::new();
-    for name in ["left", "right"] {
-        lab.recipe(name, &format!("echo {name} $KILN_JOBS $(nproc) > \"$KILN_OUT/result\""), "");
-    }
-    let script = "{ cat /inputs/a/result /inputs/b/result; echo top $KILN_JOBS; } > \"$KILN_OUT/result\"";
-    lab.recipe("top", script, "[inputs.a]\nrecipe = \"left\"\n[inputs.b]\nrecipe = \"right\"\n");
-    let run = lab.kiln(&["build", "top", "--jobs", "2"]).ok();
-    // Two that can begin at once get one processor each; the last, alone, gets both.
-    assert_eq!(lab.result("top"), "left 1 1\nright 1 1\ntop 2\n", "{}", run.text());
+    // Of a few processors each build gets all, one after the other; of many, two that can begin at once share them.
+    let built = |jobs: &str| {
+        let lab = Lab::new();
+        for name in ["left", "right"] {
+            lab.recipe(
+                name,
+                &format!("echo {name} $KILN_JOBS$(test $KILN_JOBS -gt 1 || nproc) > \"$KILN_OUT/result\""),
+                "",
+            );
+        }
+        let script = "{ cat /inputs/a/result /inputs/b/result; echo top $KILN_JOBS; } > \"$KILN_OUT/result\"";
+        lab.recipe("top", script, "[inputs.a]\nrecipe = \"left\"\n[inputs.b]\nrecipe = \"right\"\n");
+        let run = lab.kiln(&["build", "top", "--jobs", jobs]).ok();
+        (lab, run)
+    };
+    let (lab, run) = built("8");
+    assert_eq!(lab.result("top"), "left 4\nright 4\ntop 8\n", "{}", run.text());
+    let (lab, run) = built("1");
+    assert_eq!(lab.result("top"), "left 11\nright 11\ntop 1\n", "{}", run.text());
+    let (lab, run) = built("2");
+    assert_eq!(lab.result("top"), "left 2\nright 2\ntop 2\n", "{}", run.text());
     let at = |word: &str| run.stderr.find(word).unwrap_or_else(|| panic!("{word}: {}", run.text()));
     assert!(
         at("Built recipe left").max(at("Built recipe right")) < at("Building recipe top"),
