@@ -1,6 +1,7 @@
 //! A server that a person runs by `kiln run`, and what they do with it from outside.
 
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -8,8 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::common::images;
-use super::common::run::{Run, command, skipped};
-use super::node::Slot;
+use super::common::run::{Run, command};
+use super::node::{Slot, programs_of_the_lock};
 
 /// A TCP port of 127.0.0.1 that nobody listens on.
 fn port() -> u16 {
@@ -26,36 +27,28 @@ impl Drop for Node {
     }
 }
 
-fn has(program: &str) -> bool {
-    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-        .any(|dir| dir.join(program).is_file())
-}
-
-fn kubectl(config: &Path, args: &[&str]) -> Run {
-    // The one that was built for the image, on this machine; users come with any other.
-    let recipe = images::store().join("steps/recipe/k3s");
-    let built =
-        fs_err::read_dir(recipe).unwrap().map(|entry| entry.unwrap().path().join("out/usr/bin/kubectl"));
-    let program = built.into_iter().find(|path| path.exists()).expect("K3s was built for the image");
-    Run::of(&command(program).args(args).env("KUBECONFIG", config).output().unwrap())
-}
-
 #[test]
 fn a_kubeconfig_fetched_from_a_running_server_works_from_outside() {
-    if !has("ssh") || !has("ssh-keygen") {
-        return skipped("`kiln kubeconfig` needs an ssh client");
-    }
     let _slot = Slot::all();
     images::image("server", "amd64");
     let dir = tempfile::Builder::new().prefix("kiln-cluster-").tempdir_in(images::folder()).unwrap();
     let (key, config) = (dir.path().join("key"), dir.path().join("kubeconfig"));
-    Run::of(&command("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).output().unwrap())
-        .ok();
+    let programs = dir.path().join("bin");
+    programs_of_the_lock(&programs, &["curl", "kubectl", "ssh", "ssh-keygen"]);
+    let run_program = |name: &str, args: &[&str]| {
+        let mut program = command(programs.join(name));
+        Run::of(&program.args(args).env("KUBECONFIG", &config).stdin(Stdio::null()).output().unwrap())
+    };
+    let kubectl = |args: &[&str]| run_program("kubectl", args);
+    let others = dir.path().join("others");
+    for key in [&key, &others] {
+        run_program("ssh-keygen", &["-q", "-t", "ed25519", "-N", "", "-f", &key.display().to_string()]).ok();
+    }
     let (ssh, api) = (port(), port());
     let log = fs_err::File::create(dir.path().join("log")).unwrap().into_file();
     let mut run = images::kiln();
     run.args(["run", "--profile", "server", "--memory", "3072", "--limit", "600"])
-        .args(["--credential", "system.hostname=alpha", "--credential", "k3s.token=of-a-test"])
+        .args(["--credential", "system.hostname=alpha"])
         .args(["--credential", &format!("ssh.authorized_keys.root=@{}.pub", key.display())])
         .args(["--ssh", &ssh.to_string(), "--forward", &format!("{api}:6443"), "-C"])
         .arg(images::project())
@@ -65,7 +58,8 @@ fn a_kubeconfig_fetched_from_a_running_server_works_from_outside() {
         .stdout(log.try_clone().unwrap())
         .stderr(log);
     let mut node = Node(run.spawn().unwrap());
-    let mut attempt = || {
+    let path = std::env::join_paths([programs.as_os_str(), "/usr/bin".as_ref(), "/bin".as_ref()]).unwrap();
+    let mut attempt = |key: &Path| {
         assert!(
             node.0.try_wait().unwrap().is_none(),
             "{}",
@@ -75,28 +69,37 @@ fn a_kubeconfig_fetched_from_a_running_server_works_from_outside() {
         fetch
             .args(["kubeconfig", "127.0.0.1", "--port", &ssh.to_string(), "--name", "home"])
             .args(["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-i"])
-            .arg(&key)
+            .arg(key)
+            .env("PATH", &path)
             .args(["--server", &format!("127.0.0.1:{api}"), "--out"])
             .arg(&config);
         Run::of(&fetch.output().unwrap())
     };
     let end = Instant::now() + Duration::from_secs(900);
     loop {
-        let fetched = attempt();
-        let nodes = (fetched.code == 0).then(|| kubectl(&config, &["get", "nodes", "--no-headers"]));
+        let fetched = attempt(&key);
+        let nodes = (fetched.code == 0).then(|| kubectl(&["get", "nodes", "--no-headers"]));
         if nodes.as_ref().is_some_and(|nodes| nodes.stdout.contains(" Ready ")) {
             break;
         }
         assert!(Instant::now() < end, "{}\n{}", fetched.text(), nodes.map(|n| n.text()).unwrap_or_default());
         std::thread::sleep(Duration::from_secs(3));
     }
-    let mode = std::os::unix::fs::PermissionsExt::mode(&fs_err::metadata(&config).unwrap().permissions());
+    let mode = PermissionsExt::mode(&fs_err::metadata(&config).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600, "it is the administrator's key");
-    let node =
-        kubectl(&config, &["get", "node", "alpha", "-o", "jsonpath={.status.nodeInfo.kubeletVersion}"]).ok();
-    assert_eq!(node.stdout, "v1.33.3+k3s1");
-    let context = kubectl(&config, &["config", "current-context"]).ok();
-    assert_eq!(context.stdout.trim(), "home");
-    // No address but the one that a person forwarded, and nobody without the key.
-    assert!(fs_err::read_to_string(&config).unwrap().contains(&format!("https://127.0.0.1:{api}")));
+    let ours = kubectl(&["version", "--client", "-o", "json"]).ok();
+    assert!(!ours.stdout.contains("v1.33.3"), "a person's kubectl is any other: {}", ours.stdout);
+    let version = "jsonpath={.status.nodeInfo.kubeletVersion}";
+    assert_eq!(kubectl(&["get", "node", "alpha", "-o", version]).ok().stdout, "v1.33.3+k3s1");
+    assert_eq!(kubectl(&["config", "current-context"]).ok().stdout.trim(), "home");
+    let text = fs_err::read_to_string(&config).unwrap();
+    assert!(text.contains(&format!("https://127.0.0.1:{api}")), "no address but the one that was forwarded");
+    // Nobody comes in without the key, to the node or to its API, and what is there stays.
+    let refused = attempt(&others);
+    assert!(refused.code != 0 && refused.stderr.contains("Permission denied"), "{}", refused.text());
+    assert_eq!(fs_err::read_to_string(&config).unwrap(), text);
+    let nodes = format!("https://127.0.0.1:{api}/api/v1/nodes");
+    let answer =
+        run_program("curl", &["--silent", "--insecure", "--write-out", " %{http_code}", &nodes]).ok();
+    assert!(answer.stdout.ends_with(" 401"), "{}", answer.stdout);
 }

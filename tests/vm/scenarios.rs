@@ -8,7 +8,7 @@ use kiln::scenario::result::{Outcome, Run as Told};
 
 use super::common::images;
 use super::common::run::{Run, skipped};
-use super::node::Slot;
+use super::node::{Slot, programs_of_the_lock};
 
 /// A folder for the reports of one test.
 fn reports() -> tempfile::TempDir {
@@ -43,13 +43,19 @@ fn passes(scenario: &str, args: &[&str]) -> Told {
         panic!("{}\nreport: {}", run.text(), reports.keep().display());
     }
     let told = told(&run);
+    judge(&told, &reports.path().join(scenario), args);
+    told
+}
+
+/// What holds of every run that passed; its report is in `folder`.
+#[track_caller]
+fn judge(told: &Told, folder: &Path, args: &[&str]) {
     assert_eq!(told.verdict.outcome, Outcome::Passed);
     let left_out = told.steps.iter().filter(|step| step.outcome.why() == "the run is a short one").count();
     assert_eq!(usize::try_from(told.verdict.skipped).unwrap(), left_out, "{:?}", told.verdict);
     assert_eq!(left_out > 0, args.contains(&"--short"), "{:?}", told.verdict);
     assert!(told.images.iter().all(|image| image.sha256_after.as_ref() == Some(&image.sha256_before)));
     assert!(told.peak_memory_kib < 100 << 10, "kiln itself took {} KiB", told.peak_memory_kib);
-    let folder = reports.path().join(scenario);
     for file in ["report.json", "junit.xml", "index.html"] {
         assert!(folder.join(file).is_file(), "{file}");
     }
@@ -57,13 +63,22 @@ fn passes(scenario: &str, args: &[&str]) -> Told {
         let log = fs_err::read_to_string(folder.join(node.console_log.as_ref().unwrap())).unwrap();
         assert!(log.contains("Linux version"), "{}: {log}", node.name);
     }
-    told
 }
 
 #[test]
 fn the_scenario_three_node_passes_in_short_with_one_image_for_both_agents() {
     // What is left out are the power cut and the reboot, which take as long again; `kiln test` does them.
-    let told = passes("three-node", &["--short"]);
+    let _all = Slot::all();
+    let reports = reports();
+    let folder = reports.path().join("three-node");
+    let args = ["three-node", "--short", "--keep"];
+    let mut running = Running::start(&args, reports.path());
+    running.wait_for("Keeping");
+    let told: Told = serde_json::from_slice(&fs_err::read(folder.join("report.json")).unwrap()).unwrap();
+    if told.verdict.outcome != Outcome::Passed {
+        panic!("{}\nreport: {}", running.text(), reports.keep().display());
+    }
+    judge(&told, &folder, &args);
     let products = told.nodes.iter().filter(|node| node.role == "product");
     assert_eq!(products.count(), 3);
     assert_eq!(told.images.len(), 3, "server, agent and edge");
@@ -72,6 +87,25 @@ fn the_scenario_three_node_passes_in_short_with_one_image_for_both_agents() {
         "{:?}",
         told.links
     );
+
+    // As long as it is kept, a person's kubectl speaks with it from this machine.
+    running.wait_for("Reach");
+    let config = folder.join("kubeconfig");
+    let programs = reports.path().join("bin");
+    programs_of_the_lock(&programs, &["kubectl"]);
+    let nodes = || {
+        let mut kubectl = super::common::run::command(programs.join("kubectl"));
+        kubectl.arg("--kubeconfig").arg(&config).args(["get", "nodes", "--no-headers"]);
+        Run::of(&kubectl.output().unwrap())
+    };
+    let seen = nodes().ok();
+    assert_eq!(seen.stdout.lines().filter(|line| line.contains(" Ready ")).count(), 3, "{}", seen.stdout);
+    let before = fs_err::read(&config).unwrap();
+    let (code, text) = running.interrupt();
+    assert_eq!(code, 130, "{text}");
+    assert!(!config.exists(), "it leads nowhere any more");
+    fs_err::write(&config, before).unwrap();
+    assert_ne!(nodes().code, 0, "nobody listens for it");
 }
 
 /// Compiling a kernel takes 10 or 26 minutes of processor time; where somebody did that already, it is proven like the others.
@@ -166,7 +200,8 @@ impl Running {
 
     #[track_caller]
     fn wait_for(&mut self, word: &str) {
-        let end = Instant::now() + Duration::from_secs(900);
+        // The scenario has its own limit.
+        let end = Instant::now() + Duration::from_secs(3600);
         while !self.text().contains(word) {
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("ended with {status} before `{word}`:\n{}", self.text());
@@ -176,9 +211,26 @@ impl Running {
         }
     }
 
+    /// As Ctrl-C does.
+    fn interrupt(self) -> (i32, String) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+        self.end()
+    }
+
     fn end(mut self) -> (i32, String) {
         let status = self.child.wait().unwrap();
         (status.code().unwrap_or(-1), self.text())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            let id = rustix::process::Pid::from_child(&self.child);
+            rustix::process::kill_process(id, rustix::process::Signal::TERM).ok();
+            self.child.wait().ok();
+        }
     }
 }
 
@@ -290,8 +342,6 @@ fn a_kept_cluster_gives_a_shell_until_it_is_ended() {
     }
     typed.write_all(b"\x01x").unwrap();
     assert!(shell.wait().unwrap().success());
-    let id = rustix::process::Pid::from_child(&running.child);
-    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
-    let (code, text) = running.end();
+    let (code, text) = running.interrupt();
     assert_eq!(code, 130, "{text}");
 }
