@@ -228,6 +228,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_on_by_default_can_be_switched_off() {
+        let told =
+            |k3s: &K3s| [config(k3s, Role::Server, &references()), kubelet(k3s)].map(|v| lines(&v)).concat();
+        let on = told(&K3s::default());
+        for (part, off, instead) in [
+            (
+                "protect-kernel-defaults: true",
+                K3s { protect_kernel_defaults: Some(false), ..K3s::default() },
+                "protect-kernel-defaults: false",
+            ),
+            (
+                "secrets-encryption: true",
+                K3s { secrets_encryption: Some(false), ..K3s::default() },
+                "secrets-encryption: false",
+            ),
+            ("audit-policy-file=", K3s { audit: Some(false), ..K3s::default() }, ""),
+            ("shutdownGracePeriod: \"60s\"", K3s { shutdown_seconds: Some(0), ..K3s::default() }, ""),
+            (
+                "imageGCHighThresholdPercent: 85",
+                K3s { image_gc_percent: Some(100), ..K3s::default() },
+                "imageGCHighThresholdPercent: 100",
+            ),
+        ] {
+            assert!(on.contains(part), "{part} is not in\n{on}");
+            let off = told(&off);
+            assert!(!off.contains(part) && off.contains(instead), "{part}, {instead}:\n{off}");
+        }
+    }
+
+    #[test]
     fn manifests_get_their_values_and_an_unknown_one_is_an_error() {
         let k3s = K3s::default();
         let fill = |text: &str| fill(text, &k3s, &references());

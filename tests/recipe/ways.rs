@@ -123,6 +123,36 @@ fn where_nobody_has_the_release_it_is_built_from_source_or_not_at_all() {
 }
 
 #[test]
+fn where_nobody_has_the_release_nor_the_modules_of_its_source_one_screen_says_so() {
+    let release = release();
+    let mirror = mirror(&release);
+    mirror.answer("k3s", Manner::Missing);
+    let lab = lab(&mirror.base, Digest::of(&release));
+    let recipe = lab.read("toy-k3s", "recipe.toml").replace("build-c", "build-go");
+    lab.file("toy-k3s", "recipe.toml", format!("{recipe}[inputs.modules]\ngo-modules = \"program\"\n"));
+    lab.file(
+        "toy-k3s",
+        "program/go.mod",
+        "module example.test/k3s\n\ngo 1.24\n\nrequire example.test/of-k3s v1.0.0\n",
+    );
+    lab.file("toy-k3s", "program/go.sum", "");
+    lab.file(
+        "toy-k3s",
+        "program/main.go",
+        "package main\n\nimport _ \"example.test/of-k3s\"\n\nfunc main() {}\n",
+    );
+    // A port on which nobody listens.
+    let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut command = images::kiln();
+    command.args(["build", "--profile", "server", "-C"]).arg(lab.path("project"));
+    command.arg("--out").arg(lab.path("out")).env("GOPROXY", format!("http://{proxy}")).env("GONOSUMDB", "*");
+    let run =
+        Run::of(&command.output().unwrap()).fails(4, &["example.test/of-k3s", "k3s", &proxy.to_string()]);
+    assert!(run.stderr.lines().count() <= 24, "{}", run.text());
+    assert!(!lab.path("out/server.raw").exists());
+}
+
+#[test]
 fn a_release_with_other_bytes_is_no_reason_to_go_the_other_way() {
     let release = release();
     let mirror = mirror(&release);
