@@ -245,6 +245,23 @@ fn extracted() -> &'static Path {
     })
 }
 
+/// What Go writes into a program says from which modules it was made (golang.org/x, debug/buildinfo), whatever its `--version` was told to say.
+#[test]
+fn k3s_is_made_of_the_kubernetes_and_the_containerd_that_belong_to_it() {
+    let program = fs_err::read(extracted().join("root/usr/bin/k3s")).unwrap();
+    let origin = image().1.k3s.as_ref().unwrap();
+    let mut lines = vec![
+        r"=>\tgithub\.com/k3s-io/kubernetes\tv1\.33\.3-k3s1\t".to_owned(),
+        r"=>\tgithub\.com/k3s-io/containerd/v2\tv2\.0\.5-k3s2\t".to_owned(),
+    ];
+    if let Some(commit) = &origin.commit {
+        lines.push(format!(r"dep\tgithub\.com/k3s-io/k3s\tv1\.33\.[0-9A-Za-z.-]+-{}\t", &commit[..12]));
+    }
+    for line in lines {
+        assert!(regex_automata::meta::Regex::new(&line).unwrap().is_match(&program), "{line} is not in it");
+    }
+}
+
 #[test]
 fn ldconfig_reads_our_cache_and_finds_each_library_where_it_says() {
     let root = extracted().join("root");
