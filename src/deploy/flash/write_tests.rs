@@ -405,14 +405,18 @@ fn state_stays_where_it_is_and_survives_interrupted_runs() {
     disk.again(Fault::None);
     let error = write(&disk, "d", source(), &Options::default(), &mut open(), &Nobody).unwrap_err();
     assert!(error.hints()[0].contains("--keep-state"), "/var is not lost by a forgotten flag: {error}");
-    // The power goes a dozen times, from the first write to the last; nothing else than what is kept here knows where /var is.
-    for after in (0..24).step_by(2) {
+    // The power goes a dozen times, from the first write to nearly the last, in runs that begin anew; nothing else than what is kept here
+    // knows where /var is.
+    let anew = || Journal::open(folder.path(), "disk", true).unwrap();
+    let uncut = of_a_node().0;
+    uncut.again(Fault::None);
+    write(&uncut, "d", source(), &options, &mut Journal::none(), &Nobody).unwrap();
+    let operations = uncut.state().operations;
+    assert!(operations > 12, "{operations}");
+    for after in (0..12).map(|part| part * operations / 12) {
         disk.again(Fault::Cut { after, seed: after });
-        let result = write(&disk, "d", source(), &options, &mut open(), &Nobody);
-        assert!(disk.state().bytes[120 << 20..199 << 20] == kept, "cut after {after}");
-        if result.is_ok() {
-            break;
-        }
+        write(&disk, "d", source(), &options, &mut anew(), &Nobody).unwrap_err();
+        assert!(disk.state().bytes[120 << 20..199 << 20] == kept, "cut after {after} of {operations}");
     }
     disk.again(Fault::None);
     write(&disk, "d", source(), &options, &mut open(), &Nobody).unwrap();
