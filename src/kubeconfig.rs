@@ -2,9 +2,11 @@
 //!
 //! K3s writes it for use on the server itself: it names the API server as 127.0.0.1 and everything else `default`.
 
+use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::error::{Failure, Kind};
 use crate::exec::Tool;
@@ -15,6 +17,22 @@ pub(crate) const FILE: &str = "/etc/rancher/k3s/k3s.yaml";
 const LOCAL: &str = "https://127.0.0.1:6443";
 /// What it calls cluster, user and context.
 const NAME: &str = "default";
+
+/// Writes one to the file `path`. It is the administrator's key: made readable to its owner alone before a byte is in it, and whole or not
+/// there at all.
+///
+/// # Errors
+/// An I/O error; what was at `path` is there still.
+pub fn write(path: &Path, mut text: impl Read) -> Result<()> {
+    let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut work = || {
+        let mut file = tempfile::Builder::new().prefix(".kubeconfig.").tempfile_in(folder)?;
+        std::io::copy(&mut text, &mut file)?;
+        file.persist(path).map_err(|error| error.error)
+    };
+    work().with_context(|| format!("writing {}", path.display()))?;
+    Ok(())
+}
 
 /// How a server is reached.
 #[derive(Debug, Clone)]
@@ -126,5 +144,31 @@ mod tests {
             assert!(text.contains(url), "{text}");
         }
         adapt("kind: Config\n", "h", "x").unwrap_err();
+    }
+
+    #[test]
+    fn a_file_is_its_owners_alone_and_whole_or_what_it_was() {
+        use std::os::unix::fs::PermissionsExt as _;
+        /// Gives some bytes, then fails, as a disk does that is full.
+        struct Fails(bool);
+        impl Read for Fails {
+            fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+                if std::mem::replace(&mut self.0, true) {
+                    return Err(std::io::ErrorKind::StorageFull.into());
+                }
+                bytes[0] = b'x';
+                Ok(1)
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        let there = || fs_err::read_dir(dir.path()).unwrap().count();
+        let error = format!("{:#}", write(&path, Fails(false)).unwrap_err());
+        assert!(error.contains("writing ") && error.contains("kubeconfig"), "{error}");
+        assert_eq!(there(), 0, "half a key is left");
+        write(&path, TEXT.as_bytes()).unwrap();
+        assert_eq!(fs_err::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        write(&path, Fails(false)).unwrap_err();
+        assert_eq!((fs_err::read_to_string(&path).unwrap().as_str(), there()), (TEXT, 1));
     }
 }

@@ -238,7 +238,7 @@ fn order<'a>(
 ) -> Result<Order<'a>> {
     let contract = target.node.map_or_else(DiskContract::default, |node| node.disk.clone());
     let least = target.image.least.max(target.image.manifest.disk.size);
-    let wish = Wish { contract, device: target.device, overwrite: &args.overwrite, least };
+    let wish = Wish { contract, device: target.device, overwrite: &args.overwrite, least, ..Wish::default() };
     let chosen = choose(machine, &wish)?;
     let disk = &chosen.disk;
     let model = disk.model.as_deref().unwrap_or("a disk");

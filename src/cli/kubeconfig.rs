@@ -1,9 +1,8 @@
 //! `kiln kubeconfig`.
 
-use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::Context;
 use crate::kubeconfig::{self, Server};
@@ -51,11 +50,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         context.ui.raw(text.as_bytes());
         return Ok(());
     };
-    // It is the administrator's key: made readable to its owner alone before a byte is in it, and whole or not there at all.
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".kubeconfig.").tempfile_in(folder)?;
-    file.write_all(text.as_bytes())?;
-    file.persist(out).map_err(|e| e.error).with_context(|| format!("writing {}", out.display()))?;
+    kubeconfig::write(out, text.as_bytes())?;
     context.ui.status("Wrote", out.display().to_string());
     Ok(())
 }

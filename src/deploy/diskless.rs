@@ -48,7 +48,7 @@ fn work(machine: &Machine, plan: &Plan) -> Result<Place> {
     };
     settle(machine, &plan.contract)?;
     let least = plan.state_size + TABLES;
-    let wish = Wish { contract: plan.contract.clone(), device: None, overwrite: &order.overwrite, least };
+    let wish = Wish { contract: plan.contract.clone(), least, ..Wish::default() };
     Ok(state::ready(machine, &wish, state::guid(&order.cluster, &plan.node))?)
 }
 

@@ -54,7 +54,6 @@ pub(super) struct Plan {
 #[derive(Debug, Deserialize)]
 pub(super) struct StateOrder {
     pub(super) cluster: String,
-    pub(super) overwrite: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -133,7 +132,8 @@ fn work(
 ) -> Result<Receipt> {
     let manifest = &order.manifest;
     let least = plan.layout_size + plan.state_size;
-    let wish = Wish { contract: plan.contract.clone(), device: None, overwrite: &order.overwrite, least };
+    let wish =
+        Wish { contract: plan.contract.clone(), overwrite: &order.overwrite, least, ..Wish::default() };
     let chosen = choose(machine, &wish)?;
     let disk = &chosen.disk;
     let detail = format!(

@@ -35,8 +35,13 @@ const MTU: usize = 1500;
 const BUFFER: usize = 64 * 1024;
 /// Connections at once; more wait in the listener's queue.
 const MOST: usize = 64;
-/// How long a guest may be silent when something was sent to it.
+/// How long a guest may be silent.
 const PATIENCE: Time = Time::from_secs(60);
+/// How often a guest that has nothing to say is asked whether it is there: to smoltcp every silence is one, and a watch, or a client that
+/// does not read for a while, may be silent for hours. What it is asked it answers also while we have no room for what it has to say.
+const ASK: Time = Time::from_secs(15);
+/// Frames taken at once: as much as both directions of a connection can hold.
+const FRAMES: usize = 128;
 /// How long to sleep at most before looking whether we are to end.
 const LOOK: Duration = Duration::from_millis(100);
 /// The first port of ours; they are used in turn (RFC 6335, 6).
@@ -113,7 +118,7 @@ struct Host {
 
 impl Host {
     fn new(tap: Tap, listener: TcpListener, from: Ipv4Net, to: SocketAddrV4) -> Self {
-        let mut wire = Wire { tap, received: VecDeque::new(), sent: VecDeque::new(), gone: false };
+        let mut wire = Wire::new(tap);
         let mut config = Config::new(EthernetAddress(MAC).into());
         // Sequence numbers are nobody's secret here: whoever is on the segment is in this program.
         config.random_seed = u64::from(u32::from(from.addr()));
@@ -173,6 +178,7 @@ impl Host {
             let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
             let mut socket = tcp::Socket::new(buffer(), buffer());
             socket.set_timeout(Some(PATIENCE));
+            socket.set_keep_alive(Some(ASK));
             socket.set_nagle_enabled(false);
             let port = self.next_port;
             self.next_port = port.checked_add(1).unwrap_or(FIRST_PORT);
@@ -197,11 +203,19 @@ impl Host {
         }
     }
 
-    /// Sleeps until somebody has something to say.
-    fn wait(&mut self) {
+    /// How long to sleep if nobody says anything.
+    fn nap(&mut self) -> Duration {
+        if self.wire.more {
+            return Duration::ZERO;
+        }
         let now = self.now();
         let delay = self.interface.poll_delay(now, &self.sockets);
-        let limit = delay.map_or(LOOK, |delay| Duration::from(delay).min(LOOK));
+        delay.map_or(LOOK, |delay| Duration::from(delay).min(LOOK))
+    }
+
+    /// Sleeps until somebody has something to say.
+    fn wait(&mut self) {
+        let limit = self.nap();
         let mut fds = vec![PollFd::new(&self.wire.tap, PollFlags::IN)];
         if self.connections.len() < MOST {
             fds.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
@@ -267,14 +281,20 @@ struct Wire {
     tap: Tap,
     received: VecDeque<Vec<u8>>,
     sent: VecDeque<Vec<u8>>,
+    /// There may be frames that were not taken, and nobody will be woken for them: the tap has read them.
+    more: bool,
     /// The switch has ended.
     gone: bool,
 }
 
 impl Wire {
+    fn new(tap: Tap) -> Self {
+        Wire { tap, received: VecDeque::new(), sent: VecDeque::new(), more: false, gone: false }
+    }
+
     fn receive(&mut self) {
-        // As much as both directions of a connection can hold; the rest waits in the socket.
-        while self.received.len() < 128 {
+        self.more = false;
+        while self.received.len() < FRAMES {
             match self.tap.receive(Duration::ZERO) {
                 Ok(Some(frame)) => self.received.push_back(frame),
                 Ok(None) => return,
@@ -284,6 +304,7 @@ impl Wire {
                 }
             }
         }
+        self.more = true;
     }
 
     fn send(&mut self) {

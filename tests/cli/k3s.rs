@@ -9,7 +9,8 @@ use std::sync::mpsc::{Receiver, channel};
 
 use base64::Engine;
 
-use crate::common::run::{command, skipped};
+use crate::common::run::command;
+use crate::common::tools;
 
 struct Node {
     dir: tempfile::TempDir,
@@ -40,14 +41,24 @@ impl Node {
         fs_err::write(self.path(path), text).unwrap();
     }
 
+    /// A program that goes before the machine's own.
+    fn put_program(&self, name: &str, script: &str) {
+        let path = format!("bin/{name}");
+        self.put(&path, script);
+        fs_err::set_permissions(self.path(&path), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
     fn read(&self, path: &str) -> String {
         fs_err::read_to_string(self.path(path)).unwrap()
     }
 
     fn run(&self, script: &str) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/k3s").join(script);
+        // What this machine's curl is told (proxies, ~/.curlrc), a node's is not.
         command("sh")
             .arg(script)
+            .env_clear()
+            .env("HOME", self.dir.path())
             .env("CREDENTIALS_DIRECTORY", self.path("credentials"))
             .env("KILN_SHARE", self.path("share"))
             .env("KILN_RUN", self.path("run"))
@@ -150,6 +161,11 @@ fn an_agent_without_what_it_needs_says_what_that_is() {
     assert!(!node.path("data/server").exists());
 }
 
+/// The program by which a node asks its server and tells it things.
+fn curl() -> String {
+    tools::script("curl").expect("the judges of the lock have it")
+}
+
 /// The certificate of the CA of [`server`].
 const CA: &str = "the CA's certificate";
 
@@ -184,8 +200,9 @@ fn server(status: &'static str, dates: &[&str]) -> (String, Receiver<Vec<String>
     (address, receiver)
 }
 
-fn agent(server: &str, token: &str) -> Node {
+fn agent(curl: &str, server: &str, token: &str) -> Node {
     let node = Node::new("agent");
+    node.put_program("curl", curl);
     node.put("run/k3s/server", &format!("{server}\n"));
     node.put("run/k3s/token", token);
     node.put("run/k3s/config.yaml.d/60-node.yaml", "node-name: rack-1\n");
@@ -195,9 +212,7 @@ fn agent(server: &str, token: &str) -> Node {
 
 #[test]
 fn an_agent_asks_as_a_node_whatever_its_token_looks_like() {
-    if !Path::new("/usr/bin/curl").exists() {
-        return skipped("curl, by which a node asks its server, is not on this machine");
-    }
+    let curl = curl();
     let (address, asked) = server("200 OK", &[]);
     let digest = kiln::digest::Digest::of(CA.as_bytes());
     let basic = base64::engine::general_purpose::STANDARD.encode("node:se:cret");
@@ -211,7 +226,7 @@ fn an_agent_asks_as_a_node_whatever_its_token_looks_like() {
         ),
         ("abcdef.0123456789abcdef".to_owned(), "Authorization: Bearer abcdef.0123456789abcdef".to_owned()),
     ] {
-        let node = agent(&address, &token);
+        let node = agent(&curl, &address, &token);
         let output = node.run("join");
         assert!(output.status.success(), "{token}: {}", String::from_utf8_lossy(&output.stderr));
         let password = format!("k3s-Node-Password: {}", node.read("node/password").trim_end());
@@ -223,9 +238,7 @@ fn an_agent_asks_as_a_node_whatever_its_token_looks_like() {
 
 #[test]
 fn an_agent_that_may_not_join_says_why_on_its_console_once() {
-    if !Path::new("/usr/bin/curl").exists() {
-        return skipped("curl, by which a node asks its server, is not on this machine");
-    }
+    let curl = curl();
     let other = format!("K10{}::server:secret", "0".repeat(64));
     for (status, token, words) in [
         ("401 Unauthorized", "secret", ["does not take this node's token", "k3s.token"]),
@@ -236,7 +249,7 @@ fn an_agent_that_may_not_join_says_why_on_its_console_once() {
         ),
         ("200 OK", other.as_str(), ["not the server that the token is from", "node-token"]),
     ] {
-        let node = agent(&server(status, &[]).0, token);
+        let node = agent(&curl, &server(status, &[]).0, token);
         node.refused("join", &words);
         let told = node.read("console");
         assert!(
@@ -252,11 +265,9 @@ fn an_agent_that_may_not_join_says_why_on_its_console_once() {
 
 #[test]
 fn an_agent_whose_clock_is_not_the_servers_does_not_join_and_shows_both() {
-    if !Path::new("/usr/bin/curl").exists() {
-        return skipped("curl, by which a node asks its server, is not on this machine");
-    }
+    let curl = curl();
     let dates = ["Mon, 06 Jan 2020 10:00:00 GMT", "Mon, 06 Jan 2020 10:01:00 GMT"];
-    let node = agent(&server("200 OK", &dates).0, "secret");
+    let node = agent(&curl, &server("200 OK", &dates).0, "secret");
     node.refused("join", &["its clock shows 2020-01-06T10:00Z, this node's 20", "time server"]);
     fs_err::remove_file(node.path("console")).unwrap();
     node.refused("join", &["its clock shows 2020-01-06T10:01Z"]);
@@ -264,7 +275,7 @@ fn an_agent_whose_clock_is_not_the_servers_does_not_join_and_shows_both() {
     // A second more or less is no matter.
     let now = command("date").args(["-u", "-R"]).output().unwrap().stdout;
     let now = String::from_utf8(now).unwrap().trim().replace("+0000", "GMT");
-    let node = agent(&server("200 OK", &[&now]).0, "secret");
+    let node = agent(&curl, &server("200 OK", &[&now]).0, "secret");
     assert!(node.run("join").status.success() && !node.path("console").exists());
 }
 
@@ -335,13 +346,14 @@ fn a_new_server_and_a_node_behind_its_image_wait_for_the_time_and_no_others_do()
 
 /// A node whose kubelet is known as `rack-1` and is Ready when it is asked for the third time, and a `kiln pxe` that answers the events
 /// that it is told with these codes, one after the other; the paths and bodies are sent to the test.
-fn joining(codes: &[&'static str]) -> (Node, String, Receiver<(String, String)>) {
+fn joining(curl: &str, codes: &[&'static str]) -> (Node, String, Receiver<(String, String)>) {
     let node = Node::new("agent");
+    node.put_program("curl", curl);
     node.put("data/agent/kubelet.kubeconfig", "");
     node.put("state/none", "");
     node.put("cmdline", "roothash=00 ro\n");
-    node.put(
-        "bin/kubectl",
+    node.put_program(
+        "kubectl",
         "#!/bin/sh
 case \"$*\" in
   *agent/kubelet.kubeconfig*whoami*) printf system:node:rack-1 ;;
@@ -353,7 +365,6 @@ case \"$*\" in
 esac
 ",
     );
-    fs_err::set_permissions(node.path("bin/kubectl"), std::fs::Permissions::from_mode(0o755)).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let base = format!("http://{}/", listener.local_addr().unwrap());
     let (sender, receiver) = channel();
@@ -386,9 +397,7 @@ fn tells(node: &Node) -> String {
 
 #[test]
 fn a_node_that_is_ready_tells_the_server_that_started_it_once() {
-    if !Path::new("/usr/bin/curl").exists() {
-        return skipped("curl, by which a node tells its server, is not on this machine");
-    }
+    let curl = curl();
     let event = |mac: &str| {
         (
             format!("POST /v1/node/{mac}/event HTTP/1.1"),
@@ -396,7 +405,7 @@ fn a_node_that_is_ready_tells_the_server_that_started_it_once() {
         )
     };
     // An installed one, by its credential: the server is away at first, and hears it once, also when the node starts again.
-    let (node, base, told) = joining(&["503 Service Unavailable", "204 No Content", "204 No Content"]);
+    let (node, base, told) = joining(&curl, &["503 Service Unavailable", "204 No Content", "204 No Content"]);
     node.put("credentials/kiln.report", &format!("{base}v1/node/52:54:00:00:50:11/event"));
     tells(&node);
     assert_eq!(
@@ -407,14 +416,14 @@ fn a_node_that_is_ready_tells_the_server_that_started_it_once() {
     assert!(told.try_recv().is_err(), "it told it already");
 
     // One that somebody has to mend first, who comes the next day.
-    let (node, base, told) = joining(&["204 No Content"]);
+    let (node, base, told) = joining(&curl, &["204 No Content"]);
     node.put("credentials/kiln.report", &format!("{base}v1/node/52:54:00:00:50:13/event"));
     node.put("state/after", "500");
     tells(&node);
     assert_eq!(told.recv().unwrap(), event("52:54:00:00:50:13"));
 
     // A diskless one, by the words of its kernel command line, at each boot.
-    let (node, base, told) = joining(&["204 No Content", "204 No Content"]);
+    let (node, base, told) = joining(&curl, &["204 No Content", "204 No Content"]);
     node.put("cmdline", &format!("ro kiln.netboot={base} kiln.net=52:54:00:00:50:12,192.0.2.1,255.0.0.0,\n"));
     tells(&node);
     tells(&node);
@@ -426,14 +435,12 @@ fn a_node_that_is_ready_tells_the_server_that_started_it_once() {
 
 #[test]
 fn a_node_whose_server_is_gone_gives_up_and_one_that_none_started_tells_nobody() {
-    let (node, base, _told) = joining(&[]);
+    let curl = curl();
+    let (node, base, _told) = joining(&curl, &[]);
     assert!(tells(&node).contains("nobody is told"));
     assert!(!node.path("state/asked").exists(), "nor is the API asked");
     node.put("credentials/kiln.report", "file:///etc/passwd");
     assert!(tells(&node).contains("nobody is told"));
-    if !Path::new("/usr/bin/curl").exists() {
-        return skipped("curl, by which a node tells its server, is not on this machine");
-    }
     node.put("credentials/kiln.report", "http://127.0.0.1:1/v1/node/x/event");
     assert!(tells(&node).contains("does not hear that this node joined"), "{base}");
     assert!(!node.path("state/joined").exists());

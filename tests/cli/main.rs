@@ -19,6 +19,7 @@ mod kernel;
 mod lock;
 mod metadata;
 mod mirrors;
+mod netboot;
 mod spec;
 mod update_k3s;
 mod usage;

@@ -3,55 +3,17 @@
 use std::collections::BTreeMap;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use kiln::exec::Tool;
 use kiln::image::disk::{self, Slot};
 use kiln::image::fat::{self, FileSystem};
 use kiln::image::gpt::{self, Wanted};
 use kiln::tree::TreePath;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::common::images;
-use crate::common::run::{Env, Run, command, is_root, skipped};
-
-/// A program that is there, of this machine or of the lock's tools, and says yes.
-#[track_caller]
-pub(crate) fn host(program: &str, args: &[&str]) -> Run {
-    Run::of(&tool(program).args(args).output().unwrap()).ok()
-}
-
-/// The command line of a program: this machine's own, else that of the lock's tools.
-pub(crate) fn tool(program: &str) -> Command {
-    let Some(tree) = tree_of(program).filter(|_| !on_path(program)) else { return command(program) };
-    let line = Tool::from_tree(&tree.0, &tree.1).unwrap().command().line();
-    let mut shell = command("/bin/sh");
-    shell.args(["-c", &format!("exec env {line} \"$@\""), program]);
-    shell
-}
-
-/// Whether there is a program.
-pub(crate) fn has(program: &str) -> bool {
-    on_path(program) || tree_of(program).is_some()
-}
-
-fn on_path(program: &str) -> bool {
-    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    path.split(':').any(|folder| Path::new(folder).join(program).is_file())
-}
-
-/// The tree of tools with a program, and where it lies in it.
-fn tree_of(program: &str) -> Option<(PathBuf, String)> {
-    static TREES: OnceLock<Vec<PathBuf>> = OnceLock::new();
-    let trees = TREES.get_or_init(|| ["judges", "qemu"].map(images::tools).to_vec());
-    let places = ["usr/sbin", "usr/bin"].map(|folder| format!("{folder}/{program}"));
-    trees.iter().find_map(|tree| {
-        let place = places.iter().find(|place| tree.join(place).is_file())?;
-        Some((tree.clone(), place.clone()))
-    })
-}
+use crate::common::run::{Env, command, is_root, skipped};
+pub(crate) use crate::common::tools::{has, host, tool};
 
 /// A loop device over a sparse file; detached when dropped.
 #[derive(Debug)]

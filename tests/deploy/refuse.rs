@@ -1,6 +1,7 @@
 //! Disks that are not written, and what is said of them.
 
 use fs_err::os::unix::fs::OpenOptionsExt as _;
+use rustix::fs::{CWD, FileType};
 
 use crate::common::run::{Env, Run, command, skipped};
 use crate::disk::{After, Loop, has, host, image};
@@ -55,6 +56,17 @@ fn a_disk_that_is_in_use_is_not_written() {
     let process = format!("({}) can write to it", std::process::id());
     refused(&env, &disk, &yes, 6, &[&process, "end that first"]);
     drop(user);
+    // Nor does one in a container, where the disk has another name.
+    let node = env.path("xvdc");
+    let number = std::os::unix::fs::MetadataExt::rdev(&fs_err::metadata(&disk.path).unwrap());
+    rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, 0o600.into(), number).unwrap();
+    match fs_err::OpenOptions::new().read(true).write(true).open(&node) {
+        Ok(_user) => refused(&env, &disk, &yes, 6, &[&process, "end that first"]),
+        Err(error) => {
+            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
+            skipped("there can be no devices in the folder for temporary files");
+        }
+    }
     // Nothing of all this is left.
     env.kiln(&[
         "flash",

@@ -5,6 +5,7 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use kiln::deploy::flash::{Medium, Phase, Watch};
 use kiln::qemu::disk::Export;
@@ -58,6 +59,8 @@ pub(super) enum Off {
     Flushed(u64),
     /// After so many requests, before the next flush.
     Unflushed(u64),
+    /// Now.
+    Now,
 }
 
 // NBD protocol, "Transmission phase".
@@ -87,11 +90,17 @@ impl Served {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).done
     }
 
+    /// Takes its power.
+    pub(super) fn switch_off(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).off = Off::Now;
+    }
+
     fn request(&self, command: u16, at: u64, length: usize, send: &[u8], take: &mut [u8]) -> io::Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let off = match state.off {
             Off::Flushed(after) => state.done >= after && ![READ, FLUSH].contains(&command),
             Off::Unflushed(after) => state.done >= after && command != READ,
+            Off::Now => command != READ,
             Off::Never => false,
         };
         if off {
@@ -143,6 +152,41 @@ impl Medium for Served {
 
     fn flush(&self) -> io::Result<()> {
         self.request(FLUSH, 0, 0, &[], &mut [])
+    }
+}
+
+/// Takes a disk's power while an image is written onto it, at a place that does not depend on how fast this machine is: both numbers are
+/// thousandths of the image.
+pub(super) struct Cutter<'a> {
+    pub(super) medium: &'a Served,
+    /// Here it waits for so long that the journal takes down what was written.
+    pub(super) pause: u64,
+    pub(super) cut: u64,
+    /// Bytes of the image, and those that are written; none in other phases.
+    pub(super) progress: Mutex<(u64, u64)>,
+}
+
+impl Watch for Cutter<'_> {
+    fn begin(&self, phase: Phase, bytes: u64) {
+        let bytes = if phase == Phase::Writing { bytes } else { 0 };
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = (bytes, 0);
+    }
+
+    fn advance(&self, bytes: u64) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, before) = *progress;
+        progress.1 += bytes;
+        let passes = |part: u64| {
+            let place = all / 1000 * part;
+            all > 0 && before < place && before + bytes >= place
+        };
+        if passes(self.pause) {
+            // The journal is written every two seconds.
+            std::thread::sleep(Duration::from_millis(2100));
+        }
+        if passes(self.cut) {
+            self.medium.switch_off();
+        }
     }
 }
 

@@ -2,11 +2,12 @@
 //! flashed anew it has what it had, if asked to; and one whose flash was cut off boots nothing.
 
 use std::path::Path;
+use std::sync::Mutex;
 
 use kiln::cluster::Credential;
 use kiln::cluster::secret::Value;
 use kiln::deploy::flash::journal::Journal;
-use kiln::deploy::flash::{Facts, Medium, Options, Source, Written, write};
+use kiln::deploy::flash::{Facts, Medium, Options, Source, Watch, Written, write};
 use kiln::error::Failure;
 use kiln::qemu::config::{Bus, Disk, Sectors};
 use kiln::qemu::disk::{Cut, Export, Options as DiskOptions};
@@ -14,7 +15,7 @@ use kiln::scenario::identity::held_back;
 use kiln::scenario::seeded::Stream;
 
 use super::common::images;
-use super::flash_disk::{InFile, Nobody, Off, Served};
+use super::flash_disk::{Cutter, InFile, Nobody, Off, Served};
 use super::node::{Setup, Slot};
 use super::power;
 
@@ -30,12 +31,23 @@ fn flash(
     keep_state: bool,
     journal: &mut Journal,
 ) -> Result<Written, Failure> {
+    flash_watched(medium, profile, identity, keep_state, journal, &Nobody)
+}
+
+fn flash_watched(
+    medium: &dyn Medium,
+    profile: &str,
+    identity: &[Credential],
+    keep_state: bool,
+    journal: &mut Journal,
+    watch: &dyn Watch,
+) -> Result<Written, Failure> {
     let image = images::image(profile, "amd64");
     let manifest = images::manifest(profile, "amd64");
     let facts = Facts { digest: manifest.disk.sha256, size: manifest.disk.size, epoch: manifest.epoch };
     let source = Source::open(&image, facts).unwrap();
     let options = Options { identity, keep_state, probe: true, ..Options::default() };
-    write(medium, "a disk", source, &options, journal, &Nobody)
+    write(medium, "a disk", source, &options, journal, watch)
 }
 
 /// Flashes the file `path`, which is made if it is not there.
@@ -182,21 +194,25 @@ fn served(folder: &Path, name: &str) -> (Export, u64) {
 #[test]
 fn a_flash_whose_power_is_cut_leaves_nothing_that_boots_and_is_resumed() {
     let dir = folder();
-    let (export, requests) = served(dir.path(), "old");
+    let (export, _) = served(dir.path(), "old");
     let mut stream = Stream::new(20_261_128, "flash");
     let journal = || Journal::open(&dir.path().join("flash"), "disk", false).unwrap();
-    for _ in 0..2 {
-        // Behind the probing, which leaves nothing of the old system that would boot, and before the tables.
-        let first = requests / 3;
-        let cut = first + stream.below(requests - 3 - first);
-        let medium = Served::new(&export, Off::Unflushed(cut));
-        flash(&medium, "bare", &identity("new"), false, &mut journal()).unwrap_err();
+    let mut written = 0;
+    for pause in [250, 600] {
+        // While the image is written: nothing of the old system that would boot is there any more, and the tables are not there yet.
+        let cut = pause + 100 + stream.below(200);
+        let medium = Served::new(&export, Off::Never);
+        let cutter = Cutter { medium: &medium, pause, cut, progress: Mutex::default() };
+        flash_watched(&medium, "bare", &identity("new"), false, &mut journal(), &cutter).unwrap_err();
         drop(medium);
         let lost = export.power_cut(stream.number()).unwrap();
-        finds_nothing(dir.path(), &export, &format!("after {cut} requests of {requests}: {lost:?}"));
+        finds_nothing(dir.path(), &export, &format!("after {cut} thousandths: {lost:?}"));
+        let before = std::mem::replace(&mut written, journal().record().unwrap().written);
+        assert!(written > before, "the second run came further: {written}, {before}");
     }
     let medium = Served::new(&export, Off::Never);
-    flash(&medium, "bare", &identity("new"), false, &mut journal()).unwrap();
+    let done = flash(&medium, "bare", &identity("new"), false, &mut journal()).unwrap();
+    assert!(done.resumed > 0, "what was flushed is there: {done:?}");
     drop(medium);
     // The power goes when the last flush was answered: all of it stays.
     export.power_cut(stream.number()).unwrap();

@@ -51,6 +51,8 @@ pub struct Wish<'a> {
     pub device: Option<&'a Path>,
     /// Words of [`MEMBERS`] whose loss is accepted.
     pub overwrite: &'a [String],
+    /// What is to be kept is never overwritten, whatever words there are: a person empties the disk.
+    pub only_blank: bool,
     /// Bytes that it must have.
     pub least: u64,
 }
@@ -115,7 +117,12 @@ impl Candidate {
             if !wish.overwrite.iter().any(|word| word == member.kind) {
                 let place = member.part.as_deref().unwrap_or(&disk.name);
                 let why = format!("{place} is {}", article(&member.text));
-                found.push((why, Some(format!("--overwrite {}", member.kind))));
+                let way = if wish.only_blank {
+                    emptied(&disk.path)
+                } else {
+                    format!("--overwrite {}", member.kind)
+                };
+                found.push((why, Some(way)));
             }
         }
         found
@@ -129,8 +136,10 @@ impl Candidate {
         let why: Vec<&str> = objections.iter().map(|(why, _)| why.as_str()).collect();
         let name = self.disk.path.display();
         let mut failure = Failure::new(Kind::Store, format!("{name} is not written: {}", why.join("; ")));
-        let overrides: Vec<&str> = objections.iter().filter_map(|(_, way)| way.as_deref()).collect();
-        if overrides.len() < objections.len() {
+        let mut overrides: Vec<&str> = objections.iter().filter_map(|(_, way)| way.as_deref()).collect();
+        let all = overrides.len() == objections.len();
+        overrides.dedup();
+        if !all {
             failure = failure.hint(match () {
                 () if self.disk.system => "take another disk; nothing overrides this",
                 () if self.unread.is_some() => "run as root: `sudo kiln flash …`",
@@ -145,6 +154,13 @@ impl Candidate {
         }
         Err(failure)
     }
+}
+
+/// The commands that make the disk at `path` blank. The first takes away what the second would ask about; the second also works on disks
+/// that cannot discard, and leaves no boot code and no entries of a table.
+pub(super) fn emptied(path: &Path) -> String {
+    let path = path.display();
+    format!("`wipefs -a {path} && blkdiscard -z {path}`")
 }
 
 fn article(text: &str) -> String {

@@ -6,6 +6,7 @@
 //! /run/udev/data/bMAJ:MIN    serial numbers as udev knows them, if it runs
 //! /proc/self/mountinfo       proc_pid_mountinfo(5)
 //! /proc/swaps                proc_swaps(5)
+//! /proc/PID/fd, fdinfo       proc_pid_fd(5), proc_pid_fdinfo(5)
 //! /dev/disk/by-id            names that stay
 //! ```
 
@@ -15,6 +16,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
 use serde::Serialize;
 
 use crate::spec::cluster::{DiskBus, DiskContract};
@@ -23,6 +25,8 @@ use crate::spec::cluster::{DiskBus, DiskContract};
 #[derive(Debug, Clone)]
 pub struct Machine {
     root: PathBuf,
+    /// As [`block_device`].
+    opened: fn(&Path) -> Option<String>,
 }
 
 /// What a disk hangs on.
@@ -163,7 +167,7 @@ impl Machine {
 
     /// One whose `sys`, `proc`, `run` and `dev` are below `root`.
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Machine { root: root.into() }
+        Machine { root: root.into(), opened: block_device }
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -253,10 +257,10 @@ impl Machine {
         (!name.is_empty() && self.path("sys/class/block").join(&name).exists()).then_some(name)
     }
 
-    /// Other processes that have `disk` or a part of it open for writing, as far as this person may know.
+    /// Other processes that have `disk` or a part of it open for writing, by whatever name, as far as this person may know.
     pub fn writers(&self, disk: &Disk) -> Vec<String> {
-        let parts = disk.partitions.iter().map(|part| Path::new("/dev").join(&part.name));
-        let devices: BTreeSet<PathBuf> = parts.chain([disk.path.clone()]).collect();
+        let parts = disk.partitions.iter().map(|part| &part.number);
+        let numbers: BTreeSet<&String> = parts.chain([&disk.number]).collect();
         let own = std::process::id().to_string();
         let processes =
             self.names("proc").into_iter().filter(|name| name.bytes().all(|b| b.is_ascii_digit()));
@@ -264,14 +268,14 @@ impl Machine {
         for process in processes.filter(|process| *process != own) {
             let at = Path::new("proc").join(&process);
             let writes = self.names(at.join("fd")).iter().any(|file| {
-                let there = fs::read_link(self.root.join(&at).join("fd").join(file));
+                let open = (self.opened)(&self.root.join(&at).join("fd").join(file));
                 // proc_pid_fdinfo(5): flags in octal, the lowest two of which are the access mode.
                 let writes = || {
                     let info = self.text(at.join("fdinfo").join(file)).unwrap_or_default();
                     let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or_default();
                     matches!(flags.trim().bytes().last(), Some(b'1' | b'2' | b'5' | b'6'))
                 };
-                there.is_ok_and(|there| devices.contains(&there)) && writes()
+                open.is_some_and(|number| numbers.contains(&number)) && writes()
             });
             if writes {
                 let name = self.text(at.join("comm")).unwrap_or_else(|| "a process".to_owned());
@@ -516,6 +520,15 @@ impl Machine {
 fn wwn(text: &str) -> String {
     let text = text.trim();
     ["0x", "naa.", "wwn-0x"].iter().find_map(|kind| text.strip_prefix(kind)).unwrap_or(text).to_owned()
+}
+
+/// The number, `8:0`, of the block device that a link in /proc/PID/fd leads to. What the link says is the name that the process used, in a
+/// container often one of its own; where it leads is the device itself.
+fn block_device(link: &Path) -> Option<String> {
+    // Nobody is asked for news of a file: a file server that is gone would not answer.
+    let about = rustix::fs::statx(CWD, link, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
+    let block = FileType::from_raw_mode(about.stx_mode.into()).is_block_device();
+    block.then(|| format!("{}:{}", about.stx_rdev_major, about.stx_rdev_minor))
 }
 
 /// Devices that are no disks of the machine.

@@ -314,12 +314,34 @@ fn programs_that_have_a_disk_open_for_writing_are_named() {
     open("42", "udevd", 3, "/dev/sda", "02100000");
     open("43", "dd\u{1b}[31m", 1, "/dev/sdb", "0100001");
     open("44", "sh", 0, "/dev/sdbx", "0100002");
+    open("45", "guest", 7, "/dev/xvdc", "0100002");
+    open("46", "raid", 4, "/dev/cciss/c0d0p1", "0100002");
     open(&std::process::id().to_string(), "kiln", 5, "/dev/sdc", "0100002");
-    let machine = made.machine();
+    let cciss = made.disk("pci0000:00/0000:00:07.0/cciss0/c0d0", "cciss!c0d0", "104:0", 40);
+    made.part(&cciss, "cciss!c0d0p1", "104:1", 2048, 1 << 20);
+    // Only root can make devices, so what the links lead to is said here.
+    let opened = |link: &Path| {
+        let to = fs::read_link(link).unwrap();
+        let numbers = [
+            ("/dev/sda", "8:0"),
+            ("/dev/sda1", "8:1"),
+            ("/dev/sdb", "8:16"),
+            ("/dev/sdc", "8:32"),
+            ("/dev/xvdc", "254:0"),
+            ("/dev/cciss/c0d0p1", "104:1"),
+        ];
+        numbers.iter().find(|(name, _)| to == Path::new(name)).map(|(_, number)| (*number).to_owned())
+    };
+    let machine = Machine { opened, ..made.machine() };
     let writers = |name: &str| machine.writers(&machine.disk(name).unwrap());
     assert_eq!(writers("sda"), ["qemu-system-x86 (41)"]);
     assert_eq!(writers("sdb"), ["dd[31m (43)"]);
-    assert!(writers("sdc").is_empty() && writers("vda").is_empty());
+    assert_eq!(writers("vda"), ["guest (45)"], "by a name that only the program knows");
+    assert_eq!(writers("cciss!c0d0"), ["raid (46)"]);
+    assert!(writers("sdc").is_empty() && writers("sdd").is_empty());
+    // The real question, of this process: nothing that it has open is a disk, whatever it may be called.
+    assert_eq!(block_device(Path::new("/proc/self/fd/0")), None);
+    assert_eq!(block_device(Path::new("/proc/self/fd/none")), None);
 }
 
 #[test]

@@ -15,6 +15,8 @@
 pub mod claim;
 pub mod device;
 mod esp;
+#[cfg(test)]
+mod fake;
 pub mod job;
 pub mod journal;
 mod layout;

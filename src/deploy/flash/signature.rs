@@ -130,7 +130,8 @@ pub fn of_file(path: &Path, sector: u32) -> io::Result<Vec<Signature>> {
     Ok(of_disk(&mut file, size, sector, &name, &[]))
 }
 
-fn of_disk(
+/// What is on `disk`, of whose partitions the kernel knows `known`: name, first byte and bytes of each.
+pub(super) fn of_disk(
     disk: &mut (impl Read + Seek),
     size: u64,
     sector: u32,

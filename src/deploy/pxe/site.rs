@@ -257,7 +257,7 @@ impl Site {
         plan["memory"] = json!(image.memory(state));
         plan["contract"] = node.contract.clone();
         if state == DisklessState::Disk {
-            plan["state"] = json!({ "cluster": self.cluster, "overwrite": node.overwrite });
+            plan["state"] = json!({ "cluster": self.cluster });
         }
         if mode == Mode::Install {
             plan["install"] = json!({
@@ -513,7 +513,9 @@ pub(super) mod tests {
             let node = &site.nodes[&card()];
             let plan = site.plan(card(), node, &seen(7));
             assert_eq!(plan["memory"], memory);
-            assert_eq!(plan.get("state").is_some(), lies == "disk", "{plan}");
+            // No word of what may be overwritten goes with it: what is on such a disk stays.
+            let state = (lies == "disk").then(|| json!({ "cluster": "homelab" }));
+            assert_eq!(plan.get("state"), state.as_ref(), "{plan}");
             assert!(site.plan_env(card(), node, &seen(7)).contains(&format!("STATE='{lies}'")));
         }
     }

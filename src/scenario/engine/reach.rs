@@ -1,10 +1,9 @@
 //! A kept cluster's API for people outside of it: a port of this machine that leads to the server, and a kubeconfig that names it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use ipnet::{IpNet, Ipv4Net};
 
 use super::cluster::Cluster;
@@ -57,15 +56,8 @@ pub(super) fn open(context: &Context<'_>, cluster: &Cluster<'_>) -> Result<Optio
     let text = kubeconfig::adapt(&String::from_utf8(text)?, &forward.address().to_string(), name)
         .map_err(|why| anyhow::anyhow!("{} of {}: {why}", kubeconfig::FILE, node.name()))?;
     let path = cluster.report.join(KUBECONFIG);
-    write(&path, &text).with_context(|| format!("writing {}", path.display()))?;
+    kubeconfig::write(&path, text.as_bytes())?;
     Ok(Some(Api { node: node.name().to_owned(), kubeconfig: path, _forward: forward }))
-}
-
-/// It holds a key, so it is its owner's alone from the first byte on.
-fn write(path: &Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(text.as_bytes())
 }
 
 /// The first network on which the node has an address of its own, and that address.
