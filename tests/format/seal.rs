@@ -51,6 +51,20 @@ const UMOUNT: &str = r#"#!/bin/sh
 mv "$1" "$KILN_NODE/esp" && mkdir "$1"
 "#;
 const MOUNTPOINT: &str = "#!/bin/sh\n[ -e \"$2/loader\" ]\n";
+/// After so many seconds as the file `late` says, the TPM is there.
+const SLEEP: &str = r#"#!/bin/sh
+echo >>"$KILN_NODE/slept"
+[ "$(wc -l <"$KILN_NODE/slept")" != "$(cat "$KILN_NODE/late" 2>/dev/null)" ] || ln -s /dev/null "$KILN_NODE/tpm"
+"#;
+/// Where the key is the TPM's, the one in the file plays it, and is there while the TPM is.
+const TPM: &str = r#"[ -c "$KILN_NODE/tpm" ] || SYSTEMD_CREDENTIAL_SECRET=$KILN_NODE/none/none
+for word; do
+  shift
+  [ "$word" != --with-key=tpm2 ] || word=--with-key=host
+  set -- "$@" "$word"
+done
+"#;
+
 /// Where the script is ended.
 #[derive(Debug, Clone, Copy)]
 struct Cut {
@@ -73,8 +87,11 @@ impl Node {
     fn flashed(key: Seal) -> Self {
         let node = Node(tempfile::tempdir_in(images::folder()).unwrap());
         let creds = Tool::from_tree(&images::tools("judges"), "usr/bin/systemd-creds").unwrap().command();
-        node.program("systemd-creds", &format!("#!/bin/sh\nexec env {} \"$@\"\n", creds.line()));
-        for (name, text) in [("dd", DD), ("mount", MOUNT), ("umount", UMOUNT), ("mountpoint", MOUNTPOINT)] {
+        let tpm = if key == Seal::Tpm2 { TPM } else { "" };
+        node.program("systemd-creds", &format!("#!/bin/sh\n{tpm}exec env {} \"$@\"\n", creds.line()));
+        for (name, text) in
+            [("dd", DD), ("mount", MOUNT), ("umount", UMOUNT), ("mountpoint", MOUNTPOINT), ("sleep", SLEEP)]
+        {
             node.program(name, text);
         }
         node.put("sys/class/dmi/id/product_uuid", b"6b696c6e-0000-4000-8000-00000000000f\n");
@@ -142,7 +159,9 @@ impl Node {
 
     /// The script is started, for the first time in this boot or once more.
     fn start(&self, cut: Option<Cut>) -> Run {
-        self.put("writes", b"");
+        for count in ["writes", "slept"] {
+            self.put(count, b"");
+        }
         let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.path("bin").display());
         let cut = cut.unwrap_or(Cut { write: 0, tear: "none", signal: "KILL" });
         let output = command("sh")
@@ -164,7 +183,7 @@ impl Node {
         Run::of(&output)
     }
 
-    /// How often something was written since the script was started.
+    /// How often something was written, or a second waited, since the script was started.
     fn count(&self, what: &str) -> usize {
         fs_err::read(self.path(what)).unwrap().len()
     }
@@ -358,6 +377,52 @@ fn an_esp_that_cannot_be_taken_away_is_left_alone_and_told() {
     let run = node.boot(None).ok();
     node.has_all(&run);
     node.is_sealed(&run);
+}
+
+#[test]
+fn a_tpm_that_comes_up_late_is_waited_for_if_something_names_it() {
+    let node = Node::flashed(Seal::Tpm2);
+    node.put("late", b"3\n");
+    // By the firmware of a PC.
+    node.put("sys/firmware/acpi/tables/TPM2", b"");
+    let run = node.boot(None).ok();
+    node.has_all(&run);
+    node.is_sealed(&run);
+    assert_eq!(node.count("slept"), 3);
+    let sealed = node.secrets();
+
+    // By a driver that has found it, whatever the firmware.
+    node.remove("tpm");
+    node.remove("sys/firmware/acpi/tables/TPM2");
+    let version = "sys/class/tpm/tpm0/tpm_version_major";
+    node.put(version, b"2\n");
+    let run = node.boot(None).ok();
+    node.has_all(&run);
+    assert_eq!((node.count("slept"), node.count("writes")), (3, 0));
+
+    // It does not come up in time: then no other machine is to blame.
+    node.remove("tpm");
+    node.remove("late");
+    let run = node.boot(None);
+    assert_eq!((run.code, node.count("slept")), (1, 30), "{}", run.text());
+    for (name, _) in SECRETS {
+        let told =
+            format!("the secret {name} is under the key `tpm2`, and the TPM 2.0 of this machine did not");
+        assert!(run.stderr.contains(&told) && !run.stderr.contains("another machine"), "{}", run.text());
+        assert_eq!(node.given(name), None);
+    }
+    assert!(node.secrets() == sealed, "{}", run.text());
+    // It did later, and somebody started the unit again.
+    fs_err::os::unix::fs::symlink("/dev/null", node.path("tpm")).unwrap();
+    let run = node.start(None).ok();
+    node.has_all(&run);
+
+    // A TPM 1.2 is of no use, and waited for by nobody.
+    node.remove("tpm");
+    node.put(version, b"1\n");
+    let run = node.boot(None);
+    assert_eq!((run.code, node.count("slept")), (1, 0), "{}", run.text());
+    assert!(run.stderr.contains("and this machine has no TPM 2.0 that Linux knows"), "{}", run.text());
 }
 
 #[test]
