@@ -1,5 +1,9 @@
 //! Disks that are not written, and what is said of them.
 
+use std::path::Path;
+use std::process::Child;
+use std::time::Duration;
+
 use fs_err::os::unix::fs::OpenOptionsExt as _;
 use rustix::fs::{CWD, FileType};
 
@@ -13,6 +17,36 @@ fn refused(env: &Env, disk: &Loop, more: &[&str], code: i32, words: &[&str]) {
     let args = ["flash", "--image", "server", "--unproven", "a test", "--device", &disk.path];
     env.kiln(&[&args[..], more].concat()).fails(code, words);
     assert!(before == kiln::digest::Digest::of(&disk.bytes()), "something was written");
+}
+
+/// A program that has a disk open for writing. Another process than this one: what other tests start has for a moment all that is open here.
+struct User(Child);
+
+impl User {
+    /// `None` if it may not open it.
+    fn of(disk: &Path) -> Option<Self> {
+        let script = format!("exec sleep 600 <>{}", disk.display());
+        let mut user = User(command("sh").args(["-c", &script]).spawn().unwrap());
+        let comm = format!("/proc/{}/comm", user.0.id());
+        while fs_err::read_to_string(&comm).unwrap() != "sleep\n" {
+            if user.0.try_wait().unwrap().is_some() {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Some(user)
+    }
+
+    fn words(&self) -> String {
+        format!("sleep ({}) can write to it", self.0.id())
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
 }
 
 #[test]
@@ -52,20 +86,16 @@ fn a_disk_that_is_in_use_is_not_written() {
     refused(&env, &disk, &yes, 6, &["is in use", "another kiln"]);
     drop(holder);
     // A virtual machine takes nothing for itself, and may write at any moment.
-    let user = fs_err::OpenOptions::new().read(true).write(true).open(&disk.path).unwrap();
-    let process = format!("({}) can write to it", std::process::id());
-    refused(&env, &disk, &yes, 6, &[&process, "end that first"]);
+    let user = User::of(Path::new(&disk.path)).unwrap();
+    refused(&env, &disk, &yes, 6, &[&user.words(), "end that first"]);
     drop(user);
     // Nor does one in a container, where the disk has another name.
     let node = env.path("xvdc");
     let number = std::os::unix::fs::MetadataExt::rdev(&fs_err::metadata(&disk.path).unwrap());
     rustix::fs::mknodat(CWD, &node, FileType::BlockDevice, 0o600.into(), number).unwrap();
-    match fs_err::OpenOptions::new().read(true).write(true).open(&node) {
-        Ok(_user) => refused(&env, &disk, &yes, 6, &[&process, "end that first"]),
-        Err(error) => {
-            assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{error}");
-            skipped("there can be no devices in the folder for temporary files");
-        }
+    match User::of(&node) {
+        Some(user) => refused(&env, &disk, &yes, 6, &[&user.words(), "end that first"]),
+        None => skipped("there can be no devices in the folder for temporary files"),
     }
     // Nothing of all this is left.
     env.kiln(&[

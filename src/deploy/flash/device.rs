@@ -277,7 +277,11 @@ impl Machine {
                 };
                 open.is_some_and(|number| numbers.contains(&number)) && writes()
             });
-            if writes {
+            // What this process starts has all that is open here until it has become another program.
+            let status = || self.text(at.join("status")).unwrap_or_default();
+            let ours =
+                || status().lines().any(|line| line.strip_prefix("PPid:").map(str::trim) == Some(&own));
+            if writes && !ours() {
                 let name = self.text(at.join("comm")).unwrap_or_else(|| "a process".to_owned());
                 found.push(format!("{} ({process})", crate::ui::plain(&name)));
             }

@@ -316,6 +316,9 @@ fn programs_that_have_a_disk_open_for_writing_are_named() {
     open("44", "sh", 0, "/dev/sdbx", "0100002");
     open("45", "guest", 7, "/dev/xvdc", "0100002");
     open("46", "raid", 4, "/dev/cciss/c0d0p1", "0100002");
+    open("47", "kiln", 5, "/dev/sdc", "0100002");
+    made.write("proc/46/status", "Name:\traid\nPPid:\t1\n");
+    made.write("proc/47/status", format!("Name:\tkiln\nPPid:\t{}\n", std::process::id()));
     open(&std::process::id().to_string(), "kiln", 5, "/dev/sdc", "0100002");
     let cciss = made.disk("pci0000:00/0000:00:07.0/cciss0/c0d0", "cciss!c0d0", "104:0", 40);
     made.part(&cciss, "cciss!c0d0p1", "104:1", 2048, 1 << 20);

@@ -416,6 +416,7 @@ fn state_stays_where_it_is_and_survives_interrupted_runs() {
     for after in (0..12).map(|part| part * operations / 12) {
         disk.again(Fault::Cut { after, seed: after });
         write(&disk, "d", source(), &options, &mut anew(), &Nobody).unwrap_err();
+        assert!(disk.state().operations > after, "it did not come as far as cut {after} of {operations}");
         assert!(disk.state().bytes[120 << 20..199 << 20] == kept, "cut after {after} of {operations}");
     }
     disk.again(Fault::None);
