@@ -41,10 +41,11 @@ fn recipes_get_the_outputs_of_others_and_share_the_processors() {
     // Of a few processors each build gets all, one after the other; of many, two that can begin at once share them.
     let built = |jobs: &str| {
         let lab = Lab::new();
+        // The store is every test's: the same recipe would not be built again.
         for name in ["left", "right"] {
             lab.recipe(
                 name,
-                &format!("echo {name} $KILN_JOBS$(test $KILN_JOBS -gt 1 || nproc) > \"$KILN_OUT/result\""),
+                &format!("# Of {jobs}.\necho {name} $KILN_JOBS$(test $KILN_JOBS -gt 1 || nproc) > \"$KILN_OUT/result\""),
                 "",
             );
         }

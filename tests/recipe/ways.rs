@@ -129,7 +129,11 @@ fn where_nobody_has_the_release_nor_the_modules_of_its_source_one_screen_says_so
     mirror.answer("k3s", Manner::Missing);
     let lab = lab(&mirror.base, Digest::of(&release));
     let recipe = lab.read("toy-k3s", "recipe.toml").replace("build-c", "build-go");
-    lab.file("toy-k3s", "recipe.toml", format!("{recipe}[inputs.modules]\ngo-modules = \"program\"\n"));
+    lab.file(
+        "toy-k3s",
+        "recipe.toml",
+        format!("{recipe}[inputs.modules]\ngo-modules = \"program\"\nsha256 = \"{}\"\n", "0".repeat(64)),
+    );
     lab.file(
         "toy-k3s",
         "program/go.mod",
