@@ -139,7 +139,9 @@ fn where_nobody_has_the_release_nor_the_modules_of_its_source_one_screen_says_so
         "program/go.mod",
         "module example.test/k3s\n\ngo 1.24\n\nrequire example.test/of-k3s v1.0.0\n",
     );
-    lab.file("toy-k3s", "program/go.sum", "");
+    let sum = format!("h1:{}=", "A".repeat(43));
+    let sums = format!("example.test/of-k3s v1.0.0 {sum}\nexample.test/of-k3s v1.0.0/go.mod {sum}\n");
+    lab.file("toy-k3s", "program/go.sum", sums);
     lab.file(
         "toy-k3s",
         "program/main.go",
