@@ -1,5 +1,6 @@
 //! Programs that a test runs: this machine's own, else those of the lock's tools.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -29,12 +30,27 @@ pub fn tool(program: &str) -> Command {
 pub fn script(program: &str) -> Option<String> {
     let line = match on_path(program) {
         Some(own) => own.display().to_string(),
-        None => {
-            let (tree, place) = tree_of(program)?;
-            format!("env {}", Tool::from_tree(&tree, &place).unwrap().command().line())
-        }
+        None => return of_the_lock(program),
     };
     Some(format!("#!/bin/sh\nexec {line} \"$@\"\n"))
+}
+
+/// As [`script`], but of the lock whatever this machine has; `None` where it has none.
+fn of_the_lock(program: &str) -> Option<String> {
+    let (tree, place) = tree_of(program)?;
+    let line = Tool::from_tree(&tree, &place).unwrap().command().line().to_owned();
+    Some(format!("#!/bin/sh\nexec env {line} \"$@\"\n"))
+}
+
+/// Makes a folder with programs that a person has; of the lock, so that they are no other's than the test's, nor those in an image.
+pub fn folder(folder: &Path, programs: &[&str]) {
+    fs_err::create_dir(folder).unwrap();
+    for name in programs {
+        let path = folder.join(name);
+        let script = of_the_lock(name).unwrap_or_else(|| panic!("the lock has no {name}"));
+        fs_err::write(&path, script).unwrap();
+        fs_err::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
 }
 
 /// Whether there is a program.

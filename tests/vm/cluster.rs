@@ -10,7 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::common::images;
 use super::common::run::{Run, command};
-use super::node::{Slot, programs_of_the_lock};
+use super::common::tools;
+use super::node::Slot;
 
 /// A TCP port of 127.0.0.1 that nobody listens on.
 fn port() -> u16 {
@@ -34,7 +35,7 @@ fn a_kubeconfig_fetched_from_a_running_server_works_from_outside() {
     let dir = tempfile::Builder::new().prefix("kiln-cluster-").tempdir_in(images::folder()).unwrap();
     let (key, config) = (dir.path().join("key"), dir.path().join("kubeconfig"));
     let programs = dir.path().join("bin");
-    programs_of_the_lock(&programs, &["curl", "kubectl", "ssh", "ssh-keygen"]);
+    tools::folder(&programs, &["curl", "kubectl", "ssh", "ssh-keygen"]);
     let run_program = |name: &str, args: &[&str]| {
         let mut program = command(programs.join(name));
         Run::of(&program.args(args).env("KUBECONFIG", &config).stdin(Stdio::null()).output().unwrap())

@@ -1,13 +1,11 @@
 //! A machine of a test, and what it is asked once it is up.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use kiln::arch::Arch;
 use kiln::error::Failure;
-use kiln::exec::Tool;
 use kiln::qemu::accel::{self, Accel};
 use kiln::qemu::config::{Boot, Bus, Disk, Format, Link, MachineConfig, Netboot, Nic, NicModel, Sectors};
 use kiln::qemu::firmware::Firmware;
@@ -288,17 +286,5 @@ impl Node {
         let limit = self.limit();
         assert!(self.machine.ended(limit).unwrap(), "{}", self.machine.console.last_lines(20));
         self.machine.keep()
-    }
-}
-
-/// Makes a folder with programs that a person has; of the lock, so that they are no other's than the test's, nor those in an image.
-pub(super) fn programs_of_the_lock(folder: &Path, names: &[&str]) {
-    fs_err::create_dir(folder).unwrap();
-    let tools = images::tools("judges");
-    for name in names {
-        let line = Tool::from_tree(&tools, &format!("usr/bin/{name}")).unwrap().command().line().to_owned();
-        let path = folder.join(name);
-        fs_err::write(&path, format!("#!/bin/sh\nexec env {line} \"$@\"\n")).unwrap();
-        fs_err::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
     }
 }

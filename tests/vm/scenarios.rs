@@ -8,7 +8,8 @@ use kiln::scenario::result::{Outcome, Run as Told};
 
 use super::common::images;
 use super::common::run::{Run, skipped};
-use super::node::{Slot, programs_of_the_lock};
+use super::common::tools;
+use super::node::Slot;
 
 /// A folder for the reports of one test.
 fn reports() -> tempfile::TempDir {
@@ -92,7 +93,7 @@ fn the_scenario_three_node_passes_in_short_with_one_image_for_both_agents() {
     running.wait_for("Reach");
     let config = folder.join("kubeconfig");
     let programs = reports.path().join("bin");
-    programs_of_the_lock(&programs, &["kubectl"]);
+    tools::folder(&programs, &["kubectl"]);
     let nodes = || {
         let mut kubectl = super::common::run::command(programs.join("kubectl"));
         kubectl.arg("--kubeconfig").arg(&config).args(["get", "nodes", "--no-headers"]);

@@ -103,6 +103,17 @@ impl Fake {
         state.done(self.sector as usize)
     }
 
+    /// What direct I/O asks of a request (open(2), `O_DIRECT`); its bytes, and how many of them are done at once.
+    fn direct(&self, state: &State, bytes: &[u8], at: u64) -> (u64, usize) {
+        let length = bytes.len() as u64;
+        assert!(
+            at.is_multiple_of(self.sector.into()) && length.is_multiple_of(self.sector.into()),
+            "direct I/O"
+        );
+        assert_eq!(bytes.as_ptr().align_offset(512), 0, "direct I/O");
+        (length, if state.fault == Fault::Short { bytes.len().min(65_536) } else { bytes.len() })
+    }
+
     /// The power is back, and so is what was wrong.
     pub(super) fn again(&self, fault: Fault) {
         let mut state = self.state();
@@ -183,13 +194,7 @@ impl Medium for Fake {
 
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
         let state = self.state();
-        let length = bytes.len() as u64;
-        assert!(
-            at.is_multiple_of(self.sector.into()) && length.is_multiple_of(self.sector.into()),
-            "direct I/O"
-        );
-        assert_eq!(bytes.as_ptr().align_offset(512), 0, "direct I/O");
-        let n = if state.fault == Fault::Short { bytes.len().min(65_536) } else { bytes.len() };
+        let (length, n) = self.direct(&state, bytes, at);
         match state.fault {
             _ if state.off => return Err(io_error()),
             Fault::Read(bad) if (at..at + length).contains(&bad) => return Err(io_error()),
@@ -213,13 +218,7 @@ impl Medium for Fake {
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
         let mut state = self.state();
-        let length = bytes.len() as u64;
-        assert!(
-            at.is_multiple_of(self.sector.into()) && length.is_multiple_of(self.sector.into()),
-            "direct I/O"
-        );
-        assert_eq!(bytes.as_ptr().align_offset(512), 0, "direct I/O");
-        let n = if state.fault == Fault::Short { bytes.len().min(65_536) } else { bytes.len() };
+        let (length, n) = self.direct(&state, bytes, at);
         match state.fault {
             _ if state.off => return Err(io_error()),
             Fault::Write(bad) if (at..at + length).contains(&bad) => return Err(io_error()),

@@ -43,7 +43,7 @@ pub(super) fn action(
         "heal" => Action::Heal { cables: Vec::new() },
         "run" => {
             let script = file.run.as_deref()?;
-            not_empty(script, at("run"), problems);
+            is_script(script, at("run"), problems);
             if file.save.as_ref().is_some_and(|name| *name == *NODE) {
                 problems.add(
                     at("save"),
@@ -113,8 +113,8 @@ pub(super) fn action(
             let cuts = file.power_cuts.as_ref()?;
             let within = cuts.within.unwrap_or(WITHIN);
             let inner = |key: &str| spot!["step", index, "power_cuts", key];
-            not_empty(&cuts.write, inner("write"), problems);
-            not_empty(&cuts.verify, inner("verify"), problems);
+            is_script(&cuts.write, inner("write"), problems);
+            is_script(&cuts.verify, inner("verify"), problems);
             if within < LEAST_WITHIN {
                 problems.add(
                     inner("within"),
@@ -260,6 +260,33 @@ pub(super) fn not_empty(text: &str, spot: Vec<Part>, problems: &mut Problems<'_>
         problems.add(spot, "this is empty");
     } else if text.contains('\0') {
         problems.add(spot, "this has a zero byte in it");
+    }
+}
+
+/// A script is run with `set -e`, which a command behind `!` never ends (POSIX.1-2024, XCU 2.15, set): only as the last one does it count.
+pub(super) fn is_script(text: &str, spot: Vec<Part>, problems: &mut Problems<'_>) {
+    not_empty(text, spot.clone(), problems);
+    let mut commands = Vec::new();
+    // The word that ends a text for a command's input, which is nobody's command.
+    let mut end: Option<&str> = None;
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        match end {
+            Some(word) if line == word => end = None,
+            Some(_) => {}
+            None => {
+                commands.push(line);
+                end = line.split_once("<<").map(|(_, word)| word.trim_start_matches('-').trim());
+                end = end
+                    .and_then(|word| word.split_whitespace().next())
+                    .map(|word| word.trim_matches(['\'', '"']));
+            }
+        }
+    }
+    commands.pop();
+    if let Some(line) = commands.into_iter().find(|line| line.starts_with("! ")) {
+        problems
+            .add(spot, format!("`{}` lets the script go on, whatever comes of it", line.escape_debug()))
+            .hint("make it the last line, or write: if COMMAND; then exit 1; fi");
     }
 }
 

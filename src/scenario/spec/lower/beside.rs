@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::actions::not_empty;
+use super::actions::{is_script, not_empty};
 use super::{ALL, EVERY, Place, conditions, default_on};
 use crate::scenario::problems::{Part, Problems, spot};
 use crate::scenario::spec::file::{FaultFile, FaultWord, File, On};
@@ -146,7 +146,7 @@ pub(super) fn invariants(shape: &File, place: Place<'_>, problems: &mut Problems
     let mut invariants: Vec<Invariant> = Vec::new();
     for (index, file) in shape.invariant.iter().enumerate() {
         not_empty(&file.name, spot!["invariant", index, "name"], problems);
-        not_empty(&file.run, spot!["invariant", index, "run"], problems);
+        is_script(&file.run, spot!["invariant", index, "run"], problems);
         if invariants.iter().any(|other| other.name == file.name.trim()) {
             let text = format!("two invariants are called `{}`", file.name.escape_debug());
             problems.add(spot!["invariant", index, "name"], text);
