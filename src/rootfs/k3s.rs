@@ -4,7 +4,7 @@
 //! role, role.env       which of both a node is
 //! config.yaml          K3s' configuration: the defaults that a node's credentials are laid over   docs.k3s.io/installation/configuration
 //! kubelet.conf         KubeletConfiguration, beside K3s' own   kubernetes.io/docs/reference/config-api/kubelet-config.v1beta1
-//! references           the container images that came with the image
+//! references           name and reference of the container images that came with the image
 //! audit.yaml           policy of the API server's log          kubernetes.io/docs/reference/config-api/apiserver-audit.v1
 //! manifests/NAME.yaml  what a server applies
 //! ```
@@ -43,7 +43,7 @@ pub fn k3s(tree: &mut Tree, profile: &Profile, references: &References) -> Resul
     file("role.env", format!("K3S_ROLE={role}\n"))?;
     file("config.yaml", lines(&config(k3s, role, references)))?;
     file("kubelet.conf", lines(&kubelet(k3s)))?;
-    file("references", references.values().map(|reference| format!("{reference}\n")).collect())?;
+    file("references", references.iter().map(|(name, reference)| format!("{name} {reference}\n")).collect())?;
     if role == Role::Server {
         if k3s.audit.unwrap_or(true) {
             file("audit.yaml", lines(&audit()))?;

@@ -31,7 +31,7 @@ use crate::tree::Tree;
 use crate::unpack::Unpacked;
 
 /// Raised when [`compose`] makes another root of the same inputs.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The kiln that composes it, which the root says (`KILN_VERSION` of its os-release).
 pub const KILN: &str = env!("CARGO_PKG_VERSION");

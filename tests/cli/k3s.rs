@@ -144,6 +144,55 @@ fn a_nodes_credentials_are_laid_over_the_defaults_of_the_image_and_nobody_else_r
 }
 
 #[test]
+fn what_k3s_has_imported_is_listed_for_it_to_pin_and_nothing_else() {
+    let node = Node::new("agent");
+    node.put("credentials/k3s.token", "secret");
+    node.put("credentials/k3s.config", "server: https://10.0.0.1:6443\n");
+    let (old, new) = ("pause-0123456789ab.tar", "pause-2-0123456789ab.tar");
+    for name in [old, new] {
+        node.put(&format!("share/containers/{name}"), "bytes");
+    }
+    node.put("share/k3s/references", "pause kiln.invalid/pause:3\npause-2 kiln.invalid/pause-2:1\n");
+    node.prepared();
+    let images = node.path("data/agent/images");
+    // The name and the lines of each list.
+    let lists = || -> Vec<(String, String)> {
+        assert!(node.run("pin").status.success());
+        let names = fs_err::read_dir(&images).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let lists = names.filter(|name| name.ends_with(".txt"));
+        lists.map(|name| (name.clone(), node.read(&format!("data/agent/images/{name}")))).collect()
+    };
+    assert_eq!(lists(), []);
+
+    // As K3s writes it (pkg/agent/containerd/watcher.go).
+    let entry = |name: &str| {
+        let path = images.join(format!("kiln-{name}"));
+        format!(r#""{}":{{"size":5,"modTime":"2026-11-28T08:00:00Z"}}"#, path.display())
+    };
+    let imported = |names: &[&str]| {
+        let entries: Vec<String> = names.iter().map(|name| entry(name)).collect();
+        node.put("data/agent/images/.cache.json", &format!("{{{}}}", entries.join(",")));
+    };
+    node.put("data/agent/containerd/state", "");
+    imported(&[old]);
+    let [(first, text)] = lists().try_into().unwrap();
+    assert_eq!(text, "kiln.invalid/pause:3\n");
+    imported(&[old, new]);
+    let [(second, text)] = lists().try_into().unwrap();
+    assert_eq!(text, "kiln.invalid/pause:3\nkiln.invalid/pause-2:1\n");
+    assert_ne!(first, second, "K3s would not look into it again");
+
+    // A newer archive of that name, which K3s has not seen.
+    imported(&["pause-ba9876543210.tar", new]);
+    assert_eq!(lists().first().unwrap().1, "kiln.invalid/pause-2:1\n");
+
+    // containerd's folder is gone: everything is imported anew.
+    fs_err::remove_dir_all(node.path("data/agent/containerd")).unwrap();
+    assert_eq!(lists(), []);
+    assert_eq!(node.read("data/agent/images/.cache.json"), "");
+}
+
+#[test]
 fn an_agent_without_what_it_needs_says_what_that_is() {
     let node = Node::new("agent");
     node.refused("prepare", &["this agent has no token", "k3s.token"]);
