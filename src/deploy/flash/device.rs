@@ -229,7 +229,7 @@ impl Machine {
             sequence: self.number(sys.join("diskseq")),
             mounts: self.mounts(&devices, &numbers),
             swaps: self.swaps(&devices),
-            holders: self.holders(&sys, &partitions, &devices),
+            holders: self.holders(&sys, &partitions, &devices, &numbers),
             system: self.system_disks().contains(name),
             name: name.to_owned(),
             serials,
@@ -465,7 +465,13 @@ impl Machine {
             .collect()
     }
 
-    fn holders(&self, sys: &Path, parts: &[Part], devices: &BTreeSet<&str>) -> Vec<String> {
+    fn holders(
+        &self,
+        sys: &Path,
+        parts: &[Part],
+        devices: &BTreeSet<&str>,
+        numbers: &BTreeSet<&str>,
+    ) -> Vec<String> {
         let mut found: Vec<String> = self.names(sys.join("holders"));
         for part in parts {
             found.extend(self.names(sys.join(&part.name).join("holders")));
@@ -473,7 +479,12 @@ impl Machine {
         // Loop devices are in no list of holders.
         for name in self.names("sys/block").into_iter().filter(|name| name.starts_with("loop")) {
             let file = self.text(format!("sys/block/{name}/loop/backing_file")).unwrap_or_default();
-            if file.strip_prefix("/dev/").is_some_and(|file| devices.contains(file)) {
+            // The name by which it was opened, of which a device may have many. A file elsewhere may lie on a server that does not answer.
+            let is_ours = |name: &str| {
+                let number = || (self.opened)(&self.path("dev").join(name));
+                devices.contains(name) || number().is_some_and(|number| numbers.contains(number.as_str()))
+            };
+            if file.strip_prefix("/dev/").is_some_and(is_ours) {
                 found.push(name);
             }
         }
@@ -526,7 +537,7 @@ fn wwn(text: &str) -> String {
     ["0x", "naa.", "wwn-0x"].iter().find_map(|kind| text.strip_prefix(kind)).unwrap_or(text).to_owned()
 }
 
-/// The number, `8:0`, of the block device that a link in /proc/PID/fd leads to. What the link says is the name that the process used, in a
+/// The number, `8:0`, of the block device that a path leads to. What a link in /proc/PID/fd says is the name that the process used, in a
 /// container often one of its own; where it leads is the device itself.
 fn block_device(link: &Path) -> Option<String> {
     // Nobody is asked for news of a file: a file server that is gone would not answer.

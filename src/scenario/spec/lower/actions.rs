@@ -266,28 +266,47 @@ pub(super) fn not_empty(text: &str, spot: Vec<Part>, problems: &mut Problems<'_>
 /// A script is run with `set -e`, which a command behind `!` never ends (POSIX.1-2024, XCU 2.15, set): only as the last one does it count.
 pub(super) fn is_script(text: &str, spot: Vec<Part>, problems: &mut Problems<'_>) {
     not_empty(text, spot.clone(), problems);
-    let mut commands = Vec::new();
-    // The word that ends a text for a command's input, which is nobody's command.
-    let mut end: Option<&str> = None;
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-        match end {
-            Some(word) if line == word => end = None,
-            Some(_) => {}
-            None => {
-                commands.push(line);
-                end = line.split_once("<<").map(|(_, word)| word.trim_start_matches('-').trim());
-                end = end
-                    .and_then(|word| word.split_whitespace().next())
-                    .map(|word| word.trim_matches(['\'', '"']));
+    let mut commands = commands(text);
+    commands.pop();
+    let mut before = "";
+    for command in commands {
+        // Behind `||` it is answered for, and as a condition it is asked.
+        let counts = command.contains("||") || ["if", "elif", "while", "until"].contains(&before);
+        if command.starts_with("! ") && !counts {
+            problems
+                .add(
+                    spot.clone(),
+                    format!("`{}` lets the script go on, whatever comes of it", command.escape_debug()),
+                )
+                .hint("make it the last line, or write: if COMMAND; then exit 1; fi");
+        }
+        before = command;
+    }
+}
+
+/// The lines of a script with which a command begins.
+fn commands(text: &str) -> Vec<&str> {
+    let mut lines = text.lines().map(str::trim);
+    let (mut commands, mut goes_on) = (Vec::new(), false);
+    while let Some(line) = lines.next() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if !goes_on {
+            commands.push(line);
+        }
+        goes_on = ["|", "&&", "\\"].iter().any(|end| line.ends_with(end));
+        // A text for a command's input, which is nobody's command; what is no such text (`1 << 20`) has no end.
+        if let Some((_, word)) = line.split_once("<<") {
+            let word = word.trim_start_matches('-').trim_start().trim_start_matches(['\'', '"']);
+            let length = word.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
+            let (word, mut rest) = (word.get(..length).unwrap_or_default(), lines.clone());
+            if !word.is_empty() && rest.any(|line| line == word) {
+                lines = rest;
             }
         }
     }
-    commands.pop();
-    if let Some(line) = commands.into_iter().find(|line| line.starts_with("! ")) {
-        problems
-            .add(spot, format!("`{}` lets the script go on, whatever comes of it", line.escape_debug()))
-            .hint("make it the last line, or write: if COMMAND; then exit 1; fi");
-    }
+    commands
 }
 
 fn absolute(path: &str, spot: Vec<Part>, problems: &mut Problems<'_>) {
