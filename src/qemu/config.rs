@@ -348,12 +348,18 @@ impl MachineConfig {
         self.credentials.iter().map(credential).chain(self.extra_words().map(extra)).collect()
     }
 
-    /// Words beyond the image's own command line. A PC that is translated on a busy host gets its timer's interrupts so late
-    /// that Linux takes them for broken and panics ("IO-APIC + timer doesn't work!"); the word that it gives itself under KVM
-    /// lets it trust them (kernel-parameters.txt, `no_timer_check`).
+    /// Words beyond the image's own command line, for a PC that is translated on a busy host (both are in the kernel's
+    /// kernel-parameters.txt):
+    ///
+    /// * `no_timer_check`: its timer's interrupts come so late that Linux takes them for broken and panics ("IO-APIC + timer
+    ///   doesn't work!"). Under KVM Linux gives itself this word.
+    /// * `tsc=reliable`: Linux compares the TSC with ticks that came late, takes the TSC for the one that is wrong, and reads
+    ///   the time from the ACPI timer instead: each time by an exit to QEMU, and Go programs read it all the time. QEMU's TSC
+    ///   follows the host's clock, whatever the guest missed.
     fn extra_words(&self) -> Option<String> {
-        let timer = (self.accel == Accel::Tcg && self.arch == Arch::Amd64).then_some("no_timer_check");
-        let words: Vec<&str> = self.cmdline_extra.as_deref().into_iter().chain(timer).collect();
+        let trust =
+            (self.accel == Accel::Tcg && self.arch == Arch::Amd64).then_some("no_timer_check tsc=reliable");
+        let words: Vec<&str> = self.cmdline_extra.as_deref().into_iter().chain(trust).collect();
         (!words.is_empty()).then(|| words.join(" "))
     }
 

@@ -150,16 +150,17 @@ fn impossible_machines_are_refused_with_the_reason() {
 }
 
 #[test]
-fn a_translated_pc_is_told_to_trust_its_timer_and_nothing_else_is() {
+fn a_translated_pc_is_told_to_trust_its_timers_and_nothing_else_is() {
     let words = |arch, accel| {
         let config = MachineConfig { accel, cmdline_extra: None, credentials: Vec::new(), ..config(arch) };
         config.smbios_strings()
     };
-    assert_eq!(words(Arch::Amd64, Accel::Tcg), ["io.systemd.stub.kernel-cmdline-extra=no_timer_check"]);
+    let trust = "no_timer_check tsc=reliable";
+    assert_eq!(words(Arch::Amd64, Accel::Tcg), [format!("io.systemd.stub.kernel-cmdline-extra={trust}")]);
     assert_eq!(words(Arch::Amd64, Accel::Kvm), [""; 0]);
     assert_eq!(words(Arch::Arm64, Accel::Tcg), [""; 0]);
     let both = config(Arch::Amd64).smbios_strings();
-    assert!(both.last().unwrap().ends_with("=console=ttyS0 no_timer_check"), "{both:?}");
+    assert!(both.last().unwrap().ends_with(&format!("=console=ttyS0 {trust}")), "{both:?}");
 }
 
 #[test]
