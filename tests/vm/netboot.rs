@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::common::images;
 use super::common::run::{Run, command, is_root, skipped};
-use super::node::Slot;
+use super::node::{Slot, is_short};
 
 const CLUSTER: &str = r#"
 schema = 1
@@ -196,7 +196,8 @@ impl Lan {
             name: format!("node-{}", &mac[15..]),
             arch: Arch::Amd64,
             memory,
-            cpus: 2,
+            // The server's K3s has work for two; more than these five are too many for a small host.
+            cpus: if netboot == Netboot::Off { 2 } else { 1 },
             accel,
             boot,
             disks,
@@ -337,12 +338,35 @@ fn state_of(agent: &Node, limit: Duration) -> String {
     agent.door.succeed(look, limit).unwrap().text()
 }
 
+/// Whether none of the disks that no contract means was written by `node`, which is switched off for it.
+#[track_caller]
+fn kept_off(lan: &Lan, mut node: Node) {
+    let folder = node.machine.keep();
+    node.machine.power_cut();
+    assert!(lan.untouched(&folder.join("disk0.qcow2")), "the wrong disk was written");
+    fs_err::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_blank_machine_is_installed_by_pxe_on_the_disk_that_is_meant_and_boots_from_it() {
+    let _slot = Slot::wait();
+    let Some(lan) = lan() else { return };
+    let agent = installed(&lan);
+    assert_eq!(agent.door.succeed("uname -n", lan.limit()).unwrap().text(), "agent-1");
+    kept_off(&lan, agent);
+}
+
 #[test]
 fn blank_machines_boot_by_pxe_and_http_with_uefi_and_bios_and_join_a_cluster_as_they_were_told() {
+    if is_short() {
+        return;
+    }
     let _slots = Slot::all();
     let Some(lan) = lan() else { return };
     let limit = lan.limit();
     let server = lan.server();
+    // What its agents ask costs a server that is emulated so much that it would not come up beside them.
+    server.door.wait_until_succeeds("kubectl get node server --no-headers | grep -w Ready", limit).unwrap();
     let first = installed(&lan);
 
     // Another server takes the place of the first, which is now the DHCP server, too.
@@ -383,11 +407,7 @@ fn blank_machines_boot_by_pxe_and_http_with_uefi_and_bios_and_join_a_cluster_as_
     drop((server, second));
 
     // Nothing was written to the disks that no contract means.
-    let mut first = first;
-    let folder = first.machine.keep();
-    first.machine.power_cut();
-    assert!(lan.untouched(&folder.join("disk0.qcow2")), "the wrong disk was written");
-    fs_err::remove_dir_all(folder).unwrap();
+    kept_off(&lan, first);
 
     // The state survives a boot, and the disk is not made again.
     let before = state_of(&third, limit);
@@ -397,8 +417,5 @@ fn blank_machines_boot_by_pxe_and_http_with_uefi_and_bios_and_join_a_cluster_as_
     third.door.reboot().unwrap();
     pxe.wait_for("Booted agent-3: /var is on /dev/vdb (serial state), as it was left", limit);
     assert_eq!(state_of(&third, limit), before.replace("\nnone", "\nkept"));
-    let folder = third.machine.keep();
-    third.machine.power_cut();
-    assert!(lan.untouched(&folder.join("disk0.qcow2")), "the disk beside was written");
-    fs_err::remove_dir_all(folder).unwrap();
+    kept_off(&lan, third);
 }
