@@ -16,7 +16,7 @@ use kiln::scenario::seeded::Stream;
 
 use super::common::images;
 use super::flash_disk::{Cutter, InFile, Nobody, Off, Served};
-use super::node::{Setup, Slot};
+use super::node::{Setup, Slot, is_short};
 use super::power;
 
 pub(super) fn credential(name: &str, value: &str, secret: bool) -> Credential {
@@ -141,12 +141,16 @@ fn a_flashed_stick_boots() {
 
 #[test]
 fn a_flashed_sata_disk_boots() {
-    boots("server-metal", "on-sata", Bus::Ahci, Sectors::Emulated512);
+    if !is_short() {
+        boots("server-metal", "on-sata", Bus::Ahci, Sectors::Emulated512);
+    }
 }
 
 #[test]
 fn a_flashed_nvme_disk_boots() {
-    boots("bare", "on-nvme", Bus::Nvme, Sectors::Native512);
+    if !is_short() {
+        boots("bare", "on-nvme", Bus::Nvme, Sectors::Native512);
+    }
 }
 
 #[test]
@@ -156,7 +160,9 @@ fn a_flashed_nvme_disk_with_sectors_of_4096_bytes_boots() {
 
 #[test]
 fn a_flashed_virtio_disk_with_sectors_of_4096_bytes_boots() {
-    boots("bare", "on-virtio-4kn", Bus::VirtioBlk, Sectors::Native4096);
+    if !is_short() {
+        boots("bare", "on-virtio-4kn", Bus::VirtioBlk, Sectors::Native4096);
+    }
 }
 
 /// Switches a machine with that disk on; the firmware must find nothing on it to start.

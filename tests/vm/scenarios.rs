@@ -9,7 +9,7 @@ use kiln::scenario::result::{Outcome, Run as Told};
 use super::common::images;
 use super::common::run::{Run, skipped};
 use super::common::tools;
-use super::node::Slot;
+use super::node::{Slot, is_short};
 
 /// A folder for the reports of one test.
 fn reports() -> tempfile::TempDir {
@@ -124,14 +124,14 @@ fn is_built(recipe: &str) -> bool {
 
 #[test]
 fn the_kernel_vm_from_source_boots_and_does_what_the_features_of_a_node_need() {
-    if is_built("linux-vm") {
+    if !is_short() && is_built("linux-vm") {
         passes("kernel-vm", &[]);
     }
 }
 
 #[test]
 fn the_kernel_node_from_source_boots_from_every_bus() {
-    if is_built("linux-node") {
+    if !is_short() && is_built("linux-node") {
         passes("kernel-node", &[]);
     }
 }
@@ -169,6 +169,9 @@ fn a_step_that_is_not_so_fails_the_run_with_its_evidence_and_skips_what_follows(
 
 #[test]
 fn a_unit_that_fails_after_boot_fails_the_run_in_the_end() {
+    if is_short() {
+        return;
+    }
     let _slot = Slot::wait();
     let reports = reports();
     let file = scenario(
