@@ -214,8 +214,8 @@ fn lease(network: &Network, taken: &BTreeSet<Ipv4Addr>, count: usize) -> Result<
 
 /// What is proven: the nodes come up, join under their names and addresses, and pods on each reach those on all others.
 ///
-/// Agents are switched on when the servers are up. A server answers whoever brings a token after a scrypt of it, which takes an emulated
-/// processor seconds, and agents give up after ten and ask again: two of them keep a server that is starting from ever being up.
+/// Agents are switched on one after the other, when the servers are up. A server checks the token of each of their requests by a scrypt,
+/// which takes an emulated processor seconds, and they give up after ten and ask again: two at once never get through.
 fn steps<'n>(cluster: &'n Cluster, beside: impl Iterator<Item = &'n str>, out: &mut String) {
     let Some(server) = cluster.first_server().map(|node| node.name.as_str()) else { return };
     let count = cluster.nodes.len();
@@ -236,7 +236,6 @@ fn steps<'n>(cluster: &'n Cluster, beside: impl Iterator<Item = &'n str>, out: &
     let of =
         |role| cluster.nodes.values().filter(move |node| node.role == role).map(|node| node.name.as_str());
     let first: Vec<&str> = of(Role::Server).chain(beside).collect();
-    let agents: Vec<&str> = of(Role::Agent).collect();
     let _ = write!(
         out,
         r#"[[step]]
@@ -248,20 +247,19 @@ limit = "4min"
 "#,
         json!(first)
     );
-    if !agents.is_empty() {
-        let agents = json!(agents);
+    for agent in of(Role::Agent) {
         let _ = write!(
             out,
             r#"[[step]]
-name = "its agents are switched on"
-on = {agents}
+name = "{agent} is switched on"
+on = ["{agent}"]
 start = true
 
 [[step]]
-name = "they come up with no failed unit"
-on = {agents}
+name = "{agent} comes up with no failed unit: it has joined"
+on = ["{agent}"]
 ready = true
-limit = "4min"
+limit = "3min"
 
 "#
         );

@@ -10,7 +10,7 @@ use kiln::qemu::ready::{self, Boot};
 use kiln::qemu::stuck;
 
 use super::common::images;
-use super::node::{Node, Setup};
+use super::node::{Node, Setup, is_short};
 
 /// For what takes a moment on any host.
 const MOMENT: Duration = Duration::from_secs(120);
@@ -22,6 +22,9 @@ fn say(text: &str) {
 
 #[test]
 fn a_door_opens_in_early_boot_carries_commands_and_files_and_outlives_time_outs_daemons_and_reboots() {
+    if is_short() {
+        return;
+    }
     let image = images::image("bare", "amd64");
     let mut node = Setup { door: true, no_reboot: false, ..Setup::of(&image) }.boot();
     let watch = Watch::new("test", node.accel == Accel::Tcg, Arc::new(AllowList::default()));

@@ -365,7 +365,7 @@ fn blank_machines_boot_by_pxe_and_http_with_uefi_and_bios_and_join_a_cluster_as_
     let Some(lan) = lan() else { return };
     let limit = lan.limit();
     let server = lan.server();
-    // What its agents ask costs a server that is emulated so much that it would not come up beside them.
+    // A server that is emulated takes seconds to check a token: who asks while it starts, or two at once, are not answered in time.
     server.door.wait_until_succeeds("kubectl get node server --no-headers | grep -w Ready", limit).unwrap();
     let first = installed(&lan);
 
@@ -373,6 +373,8 @@ fn blank_machines_boot_by_pxe_and_http_with_uefi_and_bios_and_join_a_cluster_as_
     let args = "--diskless agent-2 --diskless agent-3 --window 2h --dhcp-range 192.168.50.200-192.168.50.220";
     let mut pxe = lan.host("pxe-2", "192.168.50.2", &lan.pxe(args));
     pxe.wait_for("http://192.168.50.2:8067/", Duration::from_secs(120));
+    let joined = |pxe: &mut Host, name: &str| pxe.wait_for(&format!("Joined {name}: Ready, v1."), limit);
+    joined(&mut pxe, "agent-1");
     // A stranger is there to be adopted, and gets no packet.
     let stranger = lan.machine(Boot::Bios, Netboot::Any, "52:54:00:00:50:99", Vec::new());
     pxe.wait_for("52:54:00:00:50:99", limit);
@@ -382,16 +384,17 @@ fn blank_machines_boot_by_pxe_and_http_with_uefi_and_bios_and_join_a_cluster_as_
     let second = lan.machine(Boot::Bios, Netboot::Any, "52:54:00:00:50:12", Vec::new());
     pxe.wait_for("Booted agent-2", limit);
     assert!(pxe.says().contains("agent-2 (iPXE): diskless"), "{}", pxe.says());
+    joined(&mut pxe, "agent-2");
     // A UEFI that knows HTTP Boot alone does so, too, and keeps its state on the disk that is meant; it has memory for the image alone.
     let disks =
         vec![lan.disk("beside", Bus::VirtioBlk, 8, b"precious"), lan.disk("state", Bus::VirtioBlk, 8, b"")];
-    let mut third = lan.node(lan.uefi(), Netboot::Http, "52:54:00:00:50:13", disks, 2048, Vec::new());
+    let third = lan.node(lan.uefi(), Netboot::Http, "52:54:00:00:50:13", disks, 2048, Vec::new());
     pxe.wait_for("Booted agent-3: /var is on /dev/vdb (serial state), made now", limit);
     assert!(pxe.says().contains("agent-3 (UEFI amd64, HTTP)"), "{}", pxe.says());
 
     // The API says of each that it is Ready, and each said so of itself.
     for name in ["agent-1", "agent-2", "agent-3"] {
-        pxe.wait_for(&format!("Joined {name}: Ready, v1."), limit);
+        joined(&mut pxe, name);
         let ready = format!("kubectl get node {name} --no-headers | grep -w Ready");
         server.door.wait_until_succeeds(&ready, limit).unwrap();
     }
