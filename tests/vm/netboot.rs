@@ -354,7 +354,8 @@ fn a_blank_machine_is_installed_by_pxe_on_the_disk_that_is_meant_and_left_to_it(
     let agent = installed(&lan);
     // Its firmware tries four more ways of the network before its disk, a minute each.
     if !is_short() {
-        assert_eq!(agent.door.succeed("uname -n", lan.limit()).unwrap().text(), "agent-1");
+        agent.machine.console.wait_for("agent-1 login:", lan.limit()).unwrap();
+        agent.door.succeed("mountpoint /var", lan.limit()).unwrap();
     }
     kept_off(&lan, agent);
 }
