@@ -215,7 +215,7 @@ fn lease(network: &Network, taken: &BTreeSet<Ipv4Addr>, count: usize) -> Result<
 /// What is proven: the nodes come up, join under their names and addresses, and pods on each reach those on all others.
 ///
 /// Agents are switched on one after the other, when the servers are up. A server checks the token of each of their requests by a scrypt,
-/// which takes an emulated processor seconds, and they give up after ten and ask again: two at once never get through.
+/// which takes an emulated processor seconds, and they give up after ten and ask again: two at once keep it busy for minutes.
 fn steps<'n>(cluster: &'n Cluster, beside: impl Iterator<Item = &'n str>, out: &mut String) {
     let Some(server) = cluster.first_server().map(|node| node.name.as_str()) else { return };
     let count = cluster.nodes.len();

@@ -59,11 +59,16 @@ impl Drop for Slot {
     }
 }
 
-/// Whether this is the short run (`KILN_TESTS=short`), which leaves out what takes minutes to tell little that other tests do not.
+/// Whether this is the short run (`KILN_TESTS=short`), which leaves out, and names, what takes minutes to tell little that other tests do not.
 pub(super) fn is_short() -> bool {
     let short = std::env::var_os("KILN_TESTS").is_some_and(|tests| tests == "short");
     if short {
-        skipped("KILN_TESTS=short leaves this test out");
+        // The harness names the thread of a test after it.
+        let thread = std::thread::current();
+        skipped(&format!(
+            "KILN_TESTS=short leaves this out, or a part of it: {}",
+            thread.name().unwrap_or("a test")
+        ));
     }
     short
 }
