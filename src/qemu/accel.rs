@@ -37,12 +37,26 @@ impl Accel {
         }
     }
 
-    /// The value of `-cpu`. Translated ARM guests get a plain core: `max` has pointer authentication, which costs TCG dearly.
+    /// The value of `-cpu`. What a translated guest would use because real processors do it fast, and TCG does slowly, is left out:
+    ///
+    /// * `amd64`: `rep movsb` and `rep stosb` for copies of any length (`erms` and its kin: TCG moves byte by byte), page tables of five
+    ///   levels (`la57`: each miss of the TLB reads all of them), the switch at each access of the kernel to a program's memory (`smap`: ends a
+    ///   translated block and has a TLB of its own), and state that is saved at every change of task and nobody has (`mpx`, `pku`, `pks`).
+    /// * `arm64`: a plain core, for `max` has pointer authentication.
     pub fn cpu(self, arch: Arch) -> &'static str {
         match (self, arch) {
             (Accel::Kvm, _) => "host",
-            (Accel::Tcg, Arch::Amd64) => "max",
+            (Accel::Tcg, Arch::Amd64) => "max,-erms,-fsrm,-fzrm,-fsrs,-fsrc,-la57,-smap,-mpx,-pku,-pks",
             (Accel::Tcg, Arch::Arm64) => "neoverse-n1",
+        }
+    }
+
+    /// Variables of QEMU's environment. TCG finds the translation of nearly every jump in a hash table that it has from malloc, tens of
+    /// megabytes large, and misses the host's TLB there: huge pages for it (glibc manual, "Memory Allocation Tunables").
+    pub fn env(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Accel::Kvm => &[],
+            Accel::Tcg => &[("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")],
         }
     }
 

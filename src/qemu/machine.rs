@@ -344,7 +344,10 @@ fn end_of(qemu: &str, status: ExitStatus, stderr: &str, line: &str) -> Option<Fa
 impl Session {
     fn start(root: &Path, emulator: &Tool, config: &MachineConfig, places: &Places) -> Result<Self, Failure> {
         let tpm = config.tpm.map(|_| tpm::start(root, places, &config.name)).transpose()?;
-        let mut child = emulator.command().args(config.to_args(places)).spawn().map_err(Failure::from)?;
+        let command = emulator.command().args(config.to_args(places));
+        let env = config.accel.env().iter();
+        let command = env.fold(command, |command, (name, value)| command.env(name, value));
+        let mut child = command.spawn().map_err(Failure::from)?;
         let console = connect(&mut child, &places.console(), &config.name)?;
         let mut ports = Vec::new();
         for port in &config.ports {
