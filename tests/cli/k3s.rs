@@ -74,6 +74,7 @@ impl Node {
             .env("STATE_DIRECTORY", self.path("state"))
             .env("KILN_CMDLINE", self.path("cmdline"))
             .env("KILN_PAUSE", "0.01")
+            .env("KILN_SLOW", "1")
             .env("PATH", format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", self.path("bin").display()))
             .output()
             .unwrap()
@@ -232,35 +233,71 @@ fn curl() -> String {
 /// The certificate of the CA of [`server`].
 const CA: &str = "the CA's certificate";
 
-/// What K3s' supervisor answers to the two questions of `join`: the CA, and `status` for a kubelet's certificate, with one of the lines `dates` after
-/// the other. Each time it is asked the second, the headers that a client proves itself by are sent to the test.
-fn server(status: &'static str, dates: &[&str]) -> (String, Receiver<Vec<String>>) {
-    let dates: Vec<String> = dates.iter().map(|date| format!("Date: {date}\r\n")).collect();
-    let mut dates = dates.into_iter().cycle();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = format!("http://{}", listener.local_addr().unwrap());
-    let (sender, receiver) = channel();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let lines =
-                BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
-            let lines: Vec<String> = lines.collect();
-            let ca = lines.first().is_some_and(|line| line.contains("/cacerts"));
-            let (status, body) = if ca { ("200 OK", CA) } else { (status, "") };
-            let date = dates.next().unwrap_or_default();
-            let head = format!(
-                "HTTP/1.1 {status}\r\n{date}Content-Length: {}\r\nConnection: close\r\n\r\n",
-                body.len()
-            );
-            stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).ok();
-            if !ca {
-                let proof =
-                    |line: &String| line.starts_with("Authorization:") || line.starts_with("k3s-Node-");
-                sender.send(lines.into_iter().filter(proof).collect()).ok();
+/// What K3s' supervisor answers to the questions of `join`.
+#[derive(Default)]
+struct Supervisor {
+    /// To the one for a kubelet's certificate.
+    status: &'static str,
+    /// The lines `Date:`, one after the other and from the start again.
+    dates: Vec<String>,
+    /// How often it has no CA yet.
+    new: u32,
+    /// How often its API is not up yet.
+    starting: u32,
+    /// How often it takes longer than a second for the certificate.
+    busy: u32,
+}
+
+impl Supervisor {
+    fn says(status: &'static str) -> Self {
+        Self { status, ..Self::default() }
+    }
+
+    /// Its address. Each time it is asked for a certificate or for its API, the headers that a client proves itself by are sent to the test.
+    fn start(mut self) -> (String, Receiver<Vec<String>>) {
+        let mut dates = std::mem::take(&mut self.dates).into_iter().cycle();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let lines =
+                    BufReader::new(&stream).lines().map_while(Result::ok).take_while(|line| !line.is_empty());
+                let lines: Vec<String> = lines.collect();
+                let path = lines.first().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+                let (status, body) = match path {
+                    "/cacerts" if take_one(&mut self.new) => ("500 Internal Server Error", "{}"),
+                    "/cacerts" => ("200 OK", CA),
+                    "/readyz" if take_one(&mut self.starting) => ("503 Service Unavailable", ""),
+                    "/readyz" => ("401 Unauthorized", ""),
+                    _ => {
+                        if take_one(&mut self.busy) {
+                            std::thread::sleep(std::time::Duration::from_millis(1100));
+                        }
+                        (self.status, "")
+                    }
+                };
+                let date = dates.next().map(|date| format!("Date: {date}\r\n")).unwrap_or_default();
+                let head = format!(
+                    "HTTP/1.1 {status}\r\n{date}Content-Length: {}\r\nConnection: close\r\n\r\n",
+                    body.len()
+                );
+                stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).ok();
+                if path != "/cacerts" {
+                    let proof =
+                        |line: &String| line.starts_with("Authorization:") || line.starts_with("k3s-Node-");
+                    sender.send(lines.into_iter().filter(proof).collect()).ok();
+                }
             }
-        }
-    });
-    (address, receiver)
+        });
+        (address, receiver)
+    }
+}
+
+fn take_one(left: &mut u32) -> bool {
+    let some = *left > 0;
+    *left = left.saturating_sub(1);
+    some
 }
 
 fn agent(curl: &str, server: &str, token: &str) -> Node {
@@ -276,7 +313,7 @@ fn agent(curl: &str, server: &str, token: &str) -> Node {
 #[test]
 fn an_agent_asks_as_a_node_whatever_its_token_looks_like() {
     let curl = curl();
-    let (address, asked) = server("200 OK", &[]);
+    let (address, asked) = Supervisor::says("200 OK").start();
     let digest = kiln::digest::Digest::of(CA.as_bytes());
     let basic = base64::engine::general_purpose::STANDARD.encode("node:se:cret");
     for (token, proof) in [
@@ -294,6 +331,7 @@ fn an_agent_asks_as_a_node_whatever_its_token_looks_like() {
         assert!(output.status.success(), "{token}: {}", String::from_utf8_lossy(&output.stderr));
         let password = format!("k3s-Node-Password: {}", node.read("node/password").trim_end());
         assert_eq!(password.len(), "k3s-Node-Password: ".len() + 32);
+        assert!(asked.recv().unwrap().is_empty(), "whether its API is up it is asked without the token");
         assert_eq!(asked.recv().unwrap(), [proof, "k3s-Node-Name: rack-1".to_owned(), password], "{token}");
         assert!(!node.path("console").exists() && !node.path("run/k3s/curl").exists());
     }
@@ -312,7 +350,7 @@ fn an_agent_that_may_not_join_says_why_on_its_console_once() {
         ),
         ("200 OK", other.as_str(), ["not the server that the token is from", "node-token"]),
     ] {
-        let node = agent(&curl, &server(status, &[]).0, token);
+        let node = agent(&curl, &Supervisor::says(status).start().0, token);
         node.refused("join", &words);
         let told = node.read("console");
         assert!(
@@ -329,8 +367,9 @@ fn an_agent_that_may_not_join_says_why_on_its_console_once() {
 #[test]
 fn an_agent_whose_clock_is_not_the_servers_does_not_join_and_shows_both() {
     let curl = curl();
-    let dates = ["Mon, 06 Jan 2020 10:00:00 GMT", "Mon, 06 Jan 2020 10:01:00 GMT"];
-    let node = agent(&curl, &server("200 OK", &dates).0, "secret");
+    let dates = ["10:00:00", "10:01:00"].map(|time| format!("Mon, 06 Jan 2020 {time} GMT"));
+    let supervisor = Supervisor { dates: dates.to_vec(), ..Supervisor::says("200 OK") };
+    let node = agent(&curl, &supervisor.start().0, "secret");
     node.refused("join", &["its clock shows 2020-01-06T10:00Z, this node's 20", "time server"]);
     fs_err::remove_file(node.path("console")).unwrap();
     node.refused("join", &["its clock shows 2020-01-06T10:01Z"]);
@@ -338,8 +377,38 @@ fn an_agent_whose_clock_is_not_the_servers_does_not_join_and_shows_both() {
     // A second more or less is no matter.
     let now = command("date").args(["-u", "-R"]).output().unwrap().stdout;
     let now = String::from_utf8(now).unwrap().trim().replace("+0000", "GMT");
-    let node = agent(&curl, &server("200 OK", &[&now]).0, "secret");
+    let supervisor = Supervisor { dates: vec![now], ..Supervisor::says("200 OK") };
+    let node = agent(&curl, &supervisor.start().0, "secret");
     assert!(node.run("join").status.success() && !node.path("console").exists());
+}
+
+#[test]
+fn an_agent_waits_for_a_server_that_starts_and_asks_nothing_that_costs_it() {
+    let curl = curl();
+    let (address, asked) = Supervisor { new: 2, starting: 3, ..Supervisor::says("200 OK") }.start();
+    let node = agent(&curl, &address, &format!("K10{}::node:secret", kiln::digest::Digest::of(CA.as_bytes())));
+    assert!(node.run("join").status.success());
+    let told = ["asked for its CA it answers HTTP 500", "its API is not up yet"];
+    assert_eq!(node.read("console"), told.map(|what| format!("k3s: waiting for {address}: {what}\n")).concat());
+    let proofs: Vec<usize> = asked.try_iter().map(|proof| proof.len()).collect();
+    assert_eq!(proofs, [0, 0, 0, 0, 3], "four times without the token, then once with it");
+}
+
+#[test]
+fn an_agent_lets_a_busy_server_do_its_work_but_not_for_ever() {
+    let curl = curl();
+    for (busy, questions) in [(2, 3), (100, 12)] {
+        let (address, asked) = Supervisor { busy, ..Supervisor::says("200 OK") }.start();
+        let node = agent(&curl, &address, "secret");
+        assert!(node.run("join").status.success());
+        let told = format!("k3s: {address} is busy: this node joins when it answers sooner\n");
+        assert_eq!(node.read("console"), told, "once");
+        assert_eq!(asked.try_iter().filter(|proof| !proof.is_empty()).count(), questions);
+    }
+    // Whose token is wrong hears so at once.
+    let (address, asked) = Supervisor { busy: 100, ..Supervisor::says("401 Unauthorized") }.start();
+    agent(&curl, &address, "secret").refused("join", &["does not take this node's token"]);
+    assert_eq!(asked.try_iter().filter(|proof| !proof.is_empty()).count(), 1);
 }
 
 #[test]
