@@ -74,7 +74,8 @@ fn text(cluster: &Cluster) -> Result<String, Failure> {
             node.network
         );
         if node.role == Role::Agent {
-            out.push_str("boot = \"manual\"\ncpus = 1\n");
+            // The servers' K3s has work for two; emulated processors that are more than the host's wait for each other.
+            out.push_str("cpus = 1\n");
         }
         let _ = writeln!(out, "[node.{}.credentials]\n\"k3s.token\" = \"{TOKEN}\"", node.name);
         for credential in plain(cluster, node)? {
@@ -213,9 +214,6 @@ fn lease(network: &Network, taken: &BTreeSet<Ipv4Addr>, count: usize) -> Result<
 }
 
 /// What is proven: the nodes come up, join under their names and addresses, and pods on each reach those on all others.
-///
-/// Agents are switched on one after the other, when the servers are up. A server checks the token of each of their requests by a scrypt,
-/// which takes an emulated processor seconds, and they give up after ten and ask again: two at once keep it busy for minutes.
 fn steps<'n>(cluster: &'n Cluster, beside: impl Iterator<Item = &'n str>, out: &mut String) {
     let Some(server) = cluster.first_server().map(|node| node.name.as_str()) else { return };
     let count = cluster.nodes.len();
@@ -236,33 +234,17 @@ fn steps<'n>(cluster: &'n Cluster, beside: impl Iterator<Item = &'n str>, out: &
     let of =
         |role| cluster.nodes.values().filter(move |node| node.role == role).map(|node| node.name.as_str());
     let first: Vec<&str> = of(Role::Server).chain(beside).collect();
-    let _ = write!(
-        out,
-        r#"[[step]]
-name = "the server comes up with no failed unit"
-on = {}
-ready = true
-limit = "4min"
-
-"#,
-        json!(first)
-    );
-    for agent in of(Role::Agent) {
+    let agents: Vec<&str> = of(Role::Agent).collect();
+    let mut come_up = |name: &str, on: &[&str]| {
         let _ = write!(
             out,
-            r#"[[step]]
-name = "{agent} is switched on"
-on = ["{agent}"]
-start = true
-
-[[step]]
-name = "{agent} comes up with no failed unit: it has joined"
-on = ["{agent}"]
-ready = true
-limit = "3min"
-
-"#
+            "[[step]]\nname = \"{name}\"\non = {}\nready = true\nlimit = \"5min\"\n\n",
+            json!(on)
         );
+    };
+    come_up("the server comes up with no failed unit", &first);
+    if !agents.is_empty() {
+        come_up("its agents come up with no failed unit: they have joined", &agents);
     }
     let _ = write!(
         out,
@@ -309,7 +291,7 @@ spec:
           command: [sh, -c, 'mkdir -p /tmp/www; echo "$NODE" >/tmp/www/node; exec httpd -f -p 8080 -h /tmp/www']
           env: [{{ name: NODE, valueFrom: {{ fieldRef: {{ fieldPath: spec.nodeName }} }} }}]
 END
-kubectl apply -f /run/web.yaml
+kubectl apply --validate=false -f /run/web.yaml
 kubectl rollout status daemonset/web --timeout 240s
 '''
 limit = "5min"

@@ -386,10 +386,14 @@ fn an_agent_whose_clock_is_not_the_servers_does_not_join_and_shows_both() {
 fn an_agent_waits_for_a_server_that_starts_and_asks_nothing_that_costs_it() {
     let curl = curl();
     let (address, asked) = Supervisor { new: 2, starting: 3, ..Supervisor::says("200 OK") }.start();
-    let node = agent(&curl, &address, &format!("K10{}::node:secret", kiln::digest::Digest::of(CA.as_bytes())));
+    let node =
+        agent(&curl, &address, &format!("K10{}::node:secret", kiln::digest::Digest::of(CA.as_bytes())));
     assert!(node.run("join").status.success());
     let told = ["asked for its CA it answers HTTP 500", "its API is not up yet"];
-    assert_eq!(node.read("console"), told.map(|what| format!("k3s: waiting for {address}: {what}\n")).concat());
+    assert_eq!(
+        node.read("console"),
+        told.map(|what| format!("k3s: waiting for {address}: {what}\n")).concat()
+    );
     let proofs: Vec<usize> = asked.try_iter().map(|proof| proof.len()).collect();
     assert_eq!(proofs, [0, 0, 0, 0, 3], "four times without the token, then once with it");
 }

@@ -11,6 +11,8 @@ use crate::scenario::spec::{Expect, Text};
 
 /// How long to wait between two tries: a guest under TCG needs a good part of a second to start a program.
 const PAUSE: Duration = Duration::from_millis(500);
+/// And at most: a slow machine is left in peace for as long as the last try took, for one that is asked without rest does little else.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// What a script gave on one node.
 #[derive(Debug, Clone)]
@@ -51,6 +53,7 @@ pub(super) fn run(context: &Context<'_>, node: &Node<'_>, job: &Job<'_>) -> Resu
         // Also the last try, begun at the last moment, has some time: a command needs longer than nothing.
         let left =
             end.saturating_duration_since(Instant::now()).max(job.limit / 10).max(Duration::from_secs(1));
+        let begun = Instant::now();
         let tried = node
             .run(context, &script, left)
             .and_then(|output| judge(name, &script, &output, job.expect, wanted.as_deref()));
@@ -69,7 +72,7 @@ pub(super) fn run(context: &Context<'_>, node: &Node<'_>, job: &Job<'_>) -> Resu
                     return Err(trouble);
                 }
                 context.events.step_retry(job.number, attempts, text::first_line(&trouble.why));
-                context.sleep(PAUSE)?;
+                context.sleep(begun.elapsed().clamp(PAUSE, LONGEST_PAUSE))?;
             }
         }
     }
