@@ -396,6 +396,11 @@ fn an_agent_waits_for_a_server_that_starts_and_asks_nothing_that_costs_it() {
     );
     let proofs: Vec<usize> = asked.try_iter().map(|proof| proof.len()).collect();
     assert_eq!(proofs, [0, 0, 0, 0, 3], "four times without the token, then once with it");
+
+    // A server may have no API at all.
+    let (address, asked) = Supervisor { starting: 1000, ..Supervisor::says("200 OK") }.start();
+    assert!(agent(&curl, &address, "secret").run("join").status.success());
+    assert_eq!(asked.try_iter().filter(|proof| !proof.is_empty()).count(), 1);
 }
 
 #[test]
