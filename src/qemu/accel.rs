@@ -51,8 +51,8 @@ impl Accel {
         }
     }
 
-    /// Variables of QEMU's environment. TCG finds the translation of nearly every jump in a hash table that it has from malloc, tens of
-    /// megabytes large, and misses the host's TLB there: huge pages for it (glibc manual, "Memory Allocation Tunables").
+    /// Variables of QEMU's environment. TCG looks up where many of a guest's jumps lead in a hash table that it has from malloc, 13 to 19 % of
+    /// profiles of a K3s server; in huge pages (glibc manual, "Memory Allocation Tunables") it misses the host's TLB less often.
     pub fn env(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Accel::Kvm => &[],
