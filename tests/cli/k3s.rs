@@ -230,15 +230,15 @@ fn curl() -> String {
     tools::script("curl").expect("the judges of the lock have it")
 }
 
-/// The certificate of the CA of [`server`].
+/// The certificate of the CA of a [`Supervisor`].
 const CA: &str = "the CA's certificate";
 
 /// What K3s' supervisor answers to the questions of `join`.
 #[derive(Default)]
 struct Supervisor {
-    /// To the one for a kubelet's certificate.
+    /// To the one for a kubelet's certificate; where it is empty, it hangs up.
     status: &'static str,
-    /// The lines `Date:`, one after the other and from the start again.
+    /// What its lines `Date:` say, one after the other and from the start again.
     dates: Vec<String>,
     /// How often it has no CA yet.
     new: u32,
@@ -282,6 +282,7 @@ impl Supervisor {
                     "HTTP/1.1 {status}\r\n{date}Content-Length: {}\r\nConnection: close\r\n\r\n",
                     body.len()
                 );
+                let head = if status.is_empty() { String::new() } else { head };
                 stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).ok();
                 if path != "/cacerts" {
                     let proof =
@@ -414,6 +415,11 @@ fn an_agent_lets_a_busy_server_do_its_work_but_not_for_ever() {
         assert_eq!(node.read("console"), told, "once");
         assert_eq!(asked.try_iter().filter(|proof| !proof.is_empty()).count(), questions);
     }
+    // One that hangs up is not busy: what that means is K3s' to say.
+    let (address, asked) = Supervisor::says("").start();
+    let node = agent(&curl, &address, "secret");
+    assert!(node.run("join").status.success() && !node.path("console").exists());
+    assert_eq!(asked.try_iter().filter(|proof| !proof.is_empty()).count(), 1);
     // Whose token is wrong hears so at once.
     let (address, asked) = Supervisor { busy: 100, ..Supervisor::says("401 Unauthorized") }.start();
     agent(&curl, &address, "secret").refused("join", &["does not take this node's token"]);
