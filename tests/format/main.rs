@@ -8,6 +8,7 @@
     reason = "a test fails by panicking; clippy spares only the functions marked #[test]"
 )]
 
+mod cilium;
 #[path = "../common/mod.rs"]
 mod common;
 mod disk;

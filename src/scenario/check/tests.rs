@@ -216,6 +216,7 @@ fn every_shipped_scenario_fits_this_project() {
     assert_eq!(
         names,
         [
+            "cilium",
             "faults",
             "hardware",
             "join",

@@ -120,7 +120,7 @@ fn times_are_told_as_people_guess_them() {
 #[test]
 fn the_shipped_scenarios_take_no_longer_than_people_wait_for() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let estimates = ["smoke", "three-node", "join", "k3s-faults", "networks", "nfs", "hardware", "faults"]
+    let estimates = ["smoke", "three-node", "join", "k3s-faults", "cilium", "networks", "nfs", "hardware", "faults"]
         .map(|name| {
             let plan = Plan::new(&Scenario::load(dir, name).unwrap(), 1, &TCG);
             assert!(plan.limit_seconds > 2 * plan.seconds, "{name}: its limit leaves no room");
