@@ -23,7 +23,8 @@ impl Root {
 
     fn read(&self, path: &str) -> String {
         let offset = format!("--offset={}", self.offset);
-        read(judge("usr/bin/dump.erofs").args(["--cat", &format!("--path={path}"), &offset]).arg(&self.image))
+        let dump = judge("usr/bin/dump.erofs").args(["--cat", &format!("--path={path}"), &offset]);
+        read(&dump.arg(&self.image))
     }
 
     /// The names that go on from `start`.

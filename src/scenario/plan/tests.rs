@@ -120,22 +120,25 @@ fn times_are_told_as_people_guess_them() {
 #[test]
 fn the_shipped_scenarios_take_no_longer_than_people_wait_for() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let estimates = ["smoke", "three-node", "join", "k3s-faults", "cilium", "networks", "nfs", "hardware", "faults"]
-        .map(|name| {
-            let plan = Plan::new(&Scenario::load(dir, name).unwrap(), 1, &TCG);
-            assert!(plan.limit_seconds > 2 * plan.seconds, "{name}: its limit leaves no room");
-            format!(
-                "{name}: {} with {} and {}",
-                plan.estimate,
-                counted(plan.boots, "boot"),
-                counted(plan.steps.len(), "step")
-            )
-        });
+    let estimates =
+        ["smoke", "three-node", "join", "k3s-faults", "cilium", "networks", "nfs", "hardware", "faults"].map(
+            |name| {
+                let plan = Plan::new(&Scenario::load(dir, name).unwrap(), 1, &TCG);
+                assert!(plan.limit_seconds > 2 * plan.seconds, "{name}: its limit leaves no room");
+                format!(
+                    "{name}: {} with {} and {}",
+                    plan.estimate,
+                    counted(plan.boots, "boot"),
+                    counted(plan.steps.len(), "step")
+                )
+            },
+        );
     insta::assert_snapshot!(estimates.join("\n"), @r#"
     smoke: TCG, 2 cores: about 100 seconds with 2 boots and 9 steps
     three-node: TCG, 2 cores: about 27 minutes with 6 boots and 25 steps
     join: TCG, 2 cores: about 17 minutes with 7 boots and 18 steps
     k3s-faults: TCG, 2 cores: about 21 minutes with 7 boots and 20 steps
+    cilium: TCG, 2 cores: about 10 minutes with 2 boots and 12 steps
     networks: TCG, 2 cores: about 6 minutes with 6 boots and 27 steps
     nfs: TCG, 2 cores: about 4 minutes with 5 boots and 24 steps
     hardware: TCG, 2 cores: about 3 minutes with 4 boots and 10 steps
