@@ -514,7 +514,7 @@ mod tests {
         assert_eq!(project.profiles.keys().collect::<Vec<_>>(), ["agent", "server"]);
         assert_eq!(
             project.machines.keys().collect::<Vec<_>>(),
-            ["agent-vm", "bare", "edge", "server-metal", "server-node"]
+            ["agent-vm", "bare", "edge", "server-cilium", "server-metal", "server-node"]
         );
         let edge = project.profile("edge").unwrap();
         assert_eq!((edge.role(), edge.base.as_deref()), (None, None));

@@ -69,6 +69,7 @@ impl Node {
             .env("KILN_EPOCH", self.path("epoch"))
             .env("KILN_UPTIME", self.path("uptime"))
             .env("KILN_RTC", self.path("rtc"))
+            .env("KILN_K3S", self.path("k3s"))
             .env("KILN_LIMIT_NEW", "1")
             .env("KILN_LIMIT_WRONG", "2")
             .env("STATE_DIRECTORY", self.path("state"))
@@ -461,8 +462,27 @@ fn a_new_server_and_a_node_behind_its_image_wait_for_the_time_and_no_others_do()
     assert_eq!(told(&node), "", "it waits once");
 
     let node = booted("server", 900_000);
+    let k3s = node.path("k3s");
+    rustix::fs::mknodat(rustix::fs::CWD, &k3s, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    let read = std::thread::spawn(move || {
+        let mut k3s = fs_err::OpenOptions::new().write(true).open(k3s).unwrap();
+        let mut bytes = 0;
+        loop {
+            match k3s.write(&[0; 4096]) {
+                Ok(count) => bytes += count,
+                Err(end) => return (bytes, end.kind()),
+            }
+        }
+    });
     run(&node);
     assert!(told(&node).contains("this server is new"), "{}", told(&node));
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !read.is_finished() {
+        assert!(std::time::Instant::now() < end, "K3s is not read, or by somebody who outlives the wait");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let (bytes, end) = read.join().unwrap();
+    assert!(bytes > 0 && end == std::io::ErrorKind::BrokenPipe, "{bytes} bytes, {end}");
     let node = booted("server", 900_000);
     node.put("data/server/tls/server-ca.crt", "");
     run(&node);

@@ -138,7 +138,7 @@ fn the_shipped_scenarios_take_no_longer_than_people_wait_for() {
     three-node: TCG, 2 cores: about 27 minutes with 6 boots and 25 steps
     join: TCG, 2 cores: about 17 minutes with 7 boots and 18 steps
     k3s-faults: TCG, 2 cores: about 21 minutes with 7 boots and 20 steps
-    cilium: TCG, 2 cores: about 10 minutes with 2 boots and 12 steps
+    cilium: TCG, 2 cores: about 11 minutes with 2 boots and 13 steps
     networks: TCG, 2 cores: about 6 minutes with 6 boots and 27 steps
     nfs: TCG, 2 cores: about 4 minutes with 5 boots and 24 steps
     hardware: TCG, 2 cores: about 3 minutes with 4 boots and 10 steps
