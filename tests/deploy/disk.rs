@@ -37,8 +37,16 @@ impl Loop {
 
     /// Over a file that is there.
     pub(crate) fn over(file: &Path, sector: u32) -> Option<Self> {
-        let sector = sector.to_string();
-        let args = ["--find", "--show", "--partscan", "--sector-size", &sector, file.to_str().unwrap()];
+        Self::attach(file, &["--sector-size", &sector.to_string()])
+    }
+
+    /// Every read and write of which is one of the file's, past the page cache that lies between the two.
+    pub(crate) fn past_cache(file: &Path) -> Option<Self> {
+        Self::attach(file, &["--direct-io=on"])
+    }
+
+    fn attach(file: &Path, options: &[&str]) -> Option<Self> {
+        let args = [&["--find", "--show", "--partscan"], options, &[file.to_str().unwrap()]].concat();
         let run = host("losetup", &args);
         Some(Loop { path: run.stdout.trim().to_owned(), file: file.to_owned() })
     }

@@ -315,7 +315,9 @@ fn an_error_of_the_device_is_told_with_its_place_and_nothing_boots() {
     let raw = image(&env, 100);
     for (kind, words) in [("read", "reading back"), ("write", "writing")] {
         let Some(failing) = Failing::new(&env, kind, 300) else { return };
-        let disk = Loop::over(&failing.file, 512).unwrap();
+        // Through the page cache: what was written in the same second is read from there, and no error is met (FUSE forgets what it has
+        // when the time of the file changes, which QEMU says is now).
+        let disk = Loop::past_cache(&failing.file).unwrap();
         // Sector 300000 is in the root: the piece of 4 MiB that holds it is named.
         let run = flash(&env, &raw, &[&disk], &[]);
         run.fails(
