@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
+use crate::arch::Arch;
 use crate::diff;
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
@@ -28,6 +29,7 @@ use crate::lock::SetKind;
 use crate::manifest::{self, FileInfo};
 use crate::packages::Work;
 use crate::pipeline::{self, Target};
+use crate::spec::Profile;
 use crate::store::{ItemKind, StepRecord, Store};
 use crate::sys;
 
@@ -108,24 +110,7 @@ pub fn check(work: &Work<'_>, target: &Target<'_>, wanted: &[Format]) -> Result<
     let staging = work.store.staging()?;
     let (store, out) = (Store::open(&staging.file("store"))?, staging.file("out"));
     fs::create_dir(&out)?;
-    let sets = [
-        (SetKind::Profile, target.profile.name.as_str()),
-        (SetKind::Tool, "boot"),
-        (SetKind::Tool, "initrd"),
-    ];
-    let of_containers = k3s::sets(work, target.profile).into_iter().map(|name| (SetKind::Tool, name));
-    for (kind, name) in sets.into_iter().chain(of_containers) {
-        for package in work.locked.packages(kind, name, target.arch)? {
-            link_object(work.store, &store, package.sha256, package.size)?;
-        }
-    }
-    if let Some(source) = &target.profile.layer.kernel.source {
-        // Compiling it again is what `kiln recipe build --check` is for, and takes as long as the first time.
-        link(&linux::built(work, source)?, work.store.root(), store.root())?;
-    }
-    for path in k3s::taken(work, target.profile, target.arch)? {
-        link(&path, work.store.root(), store.root())?;
-    }
+    give_sources(work, target.profile, target.arch, &store)?;
     let threads = work.threads + 1;
     work.ui.status("Checking", format!("{} again from nothing, with {threads} threads", target.stem()));
     let again = Work { store: &store, threads, ..*work };
@@ -167,6 +152,30 @@ pub fn check(work: &Work<'_>, target: &Target<'_>, wanted: &[Format]) -> Result<
     Ok(Verdict { same, first: first_disk, second: second_disk, threads: [work.threads, threads], findings })
 }
 
+/// Gives the store `to` all that an image of `profile` is made from and that takes the network or a compiler: packages, container
+/// images' packages, K3s' release, and what recipes built. What a build makes of these itself is left out.
+///
+/// # Errors
+/// A recipe of the profile is not in the store of `work`; files that cannot be linked or copied.
+pub fn give_sources(work: &Work<'_>, profile: &Profile, arch: Arch, to: &Store) -> Result<()> {
+    let sets =
+        [(SetKind::Profile, profile.name.as_str()), (SetKind::Tool, "boot"), (SetKind::Tool, "initrd")];
+    let of_containers = k3s::sets(work, profile).into_iter().map(|name| (SetKind::Tool, name));
+    for (kind, name) in sets.into_iter().chain(of_containers) {
+        for package in work.locked.packages(kind, name, arch)? {
+            link_object(work.store, to, package.sha256, package.size)?;
+        }
+    }
+    if let Some(source) = &profile.layer.kernel.source {
+        // Compiling it again is what `kiln recipe build --check` is for, and takes as long as the first time.
+        link(&linux::built(work, source)?, work.store.root(), to.root())?;
+    }
+    for path in k3s::taken(work, profile, arch)? {
+        link(&path, work.store.root(), to.root())?;
+    }
+    Ok(())
+}
+
 fn digest(path: &Path) -> Result<Digest> {
     let file = fs::File::open(path).context("reading an output of the two builds")?;
     Ok(Digest::of_reader(file)?.0)
@@ -174,7 +183,7 @@ fn digest(path: &Path) -> Result<Digest> {
 
 /// Makes an object of one store one of the other too, by a hard link, or by a copy where links cannot be made. An object that is
 /// missing is left out: the build fetches it.
-pub fn link_object(from: &Store, to: &Store, digest: Digest, size: u64) -> Result<()> {
+fn link_object(from: &Store, to: &Store, digest: Digest, size: u64) -> Result<()> {
     let (Some(old), new) = (from.object(digest, size), to.object_path(digest)) else { return Ok(()) };
     if new.exists() {
         return Ok(());

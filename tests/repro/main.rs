@@ -122,3 +122,18 @@ fn build_check_bakes_twice_and_finds_no_difference() {
     let run = Run::of(&command.output().unwrap()).ok();
     assert!(run.stderr.contains("same") || run.stderr.contains("dentical"), "{}", run.text());
 }
+
+#[test]
+fn the_benchmark_of_builds_compiles_nothing_that_is_in_the_store() {
+    images::image("server", "amd64");
+    let mut command = images::kiln();
+    // A program that was compiled again would need its modules first, and there is no way to them here.
+    command
+        .env("GOPROXY", "off")
+        .args(["dev", "bench", "builds", "--runs", "1", "--json", "-C"])
+        .arg(images::project());
+    let results = Run::of(&command.output().unwrap()).ok().json();
+    let names: Vec<&str> =
+        results["cases"].as_array().unwrap().iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["cold", "no-op", "one line"]);
+}
