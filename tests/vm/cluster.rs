@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::common::images;
 use super::common::run::{Run, command};
 use super::common::tools;
-use super::node::{Slot, is_short};
+use super::node::{Slot, only_in_full};
 
 /// A TCP port of 127.0.0.1 that nobody listens on.
 fn port() -> u16 {
@@ -30,7 +30,7 @@ impl Drop for Node {
 
 #[test]
 fn a_kubeconfig_fetched_from_a_running_server_works_from_outside() {
-    if is_short() {
+    if only_in_full() {
         return;
     }
     let _slot = Slot::all();

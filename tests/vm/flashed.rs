@@ -16,7 +16,7 @@ use kiln::scenario::seeded::Stream;
 
 use super::common::images;
 use super::flash_disk::{Cutter, InFile, Nobody, Off, Served};
-use super::node::{Setup, Slot, is_short};
+use super::node::{Setup, Slot, only_in_full};
 use super::power;
 
 pub(super) fn credential(name: &str, value: &str, secret: bool) -> Credential {
@@ -141,14 +141,14 @@ fn a_flashed_stick_boots() {
 
 #[test]
 fn a_flashed_sata_disk_boots() {
-    if !is_short() {
+    if !only_in_full() {
         boots("server-metal", "on-sata", Bus::Ahci, Sectors::Emulated512);
     }
 }
 
 #[test]
 fn a_flashed_nvme_disk_boots() {
-    if !is_short() {
+    if !only_in_full() {
         boots("bare", "on-nvme", Bus::Nvme, Sectors::Native512);
     }
 }
@@ -160,7 +160,7 @@ fn a_flashed_nvme_disk_with_sectors_of_4096_bytes_boots() {
 
 #[test]
 fn a_flashed_virtio_disk_with_sectors_of_4096_bytes_boots() {
-    if !is_short() {
+    if !only_in_full() {
         boots("bare", "on-virtio-4kn", Bus::VirtioBlk, Sectors::Native4096);
     }
 }
@@ -238,7 +238,7 @@ fn seeds() -> [u64; 2] {
 
 #[test]
 fn a_cut_among_the_last_writes_leaves_all_or_nothing() {
-    if is_short() {
+    if only_in_full() {
         return;
     }
     let dir = folder();

@@ -30,7 +30,7 @@ use kiln::error::Kind;
 use kiln::qemu::accel::Accel;
 use kiln::qemu::config::Format;
 use kiln::scenario::calibrate::Calibration;
-use node::{Setup, Slot, is_short};
+use node::{Setup, Slot, only_in_full};
 
 fn digest(path: &std::path::Path) -> Digest {
     Digest::of_reader(fs_err::File::open(path).unwrap()).unwrap().0
@@ -132,7 +132,7 @@ fn an_image_without_credentials_offers_nobody_a_way_in() {
 
 #[test]
 fn an_image_boots_from_qcow2_by_the_command_line() {
-    if is_short() {
+    if only_in_full() {
         return;
     }
     let _slot = Slot::wait();

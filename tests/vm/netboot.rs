@@ -24,7 +24,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::common::images;
 use super::common::run::{Run, command, is_root, skipped};
-use super::node::{Slot, is_short};
+use super::node::{Slot, only_in_full};
 
 const CLUSTER: &str = r#"
 schema = 1
@@ -353,7 +353,7 @@ fn a_blank_machine_is_installed_by_pxe_on_the_disk_that_is_meant_and_left_to_it(
     let Some(lan) = lan() else { return };
     let agent = installed(&lan);
     // Its firmware tries four more ways of the network before its disk, a minute each.
-    if !is_short() {
+    if !only_in_full() {
         agent.machine.console.wait_for("agent-1 login:", lan.limit()).unwrap();
         agent.door.succeed("mountpoint /var", lan.limit()).unwrap();
     }
@@ -362,7 +362,7 @@ fn a_blank_machine_is_installed_by_pxe_on_the_disk_that_is_meant_and_left_to_it(
 
 #[test]
 fn blank_machines_boot_by_pxe_and_http_with_uefi_and_bios_and_join_a_cluster_as_they_were_told() {
-    if is_short() {
+    if only_in_full() {
         return;
     }
     let _slots = Slot::all();

@@ -16,7 +16,10 @@ use kiln::qemu::{door, ready};
 use super::common::images;
 use super::common::run::skipped;
 
-/// Machines at once. Each has one processor, which is busy under TCG; where more are emulated than the host has, they wait for each other.
+/// Processors of a machine.
+pub(super) const CPUS: u32 = 1;
+
+/// Machines at once. Their processors are busy under TCG; where more are emulated than the host has, they wait for each other.
 const SLOTS: usize = 2;
 
 static TAKEN: Mutex<usize> = Mutex::new(0);
@@ -59,18 +62,24 @@ impl Drop for Slot {
     }
 }
 
-/// Whether this is the short run (`KILN_TESTS=short`), which leaves out, and names, what takes minutes to tell little that other tests do not.
-pub(super) fn is_short() -> bool {
-    let short = std::env::var_os("KILN_TESTS").is_some_and(|tests| tests == "short");
-    if short {
-        // The harness names the thread of a test after it.
-        let thread = std::thread::current();
-        skipped(&format!(
-            "KILN_TESTS=short leaves this out, or a part of it: {}",
-            thread.name().unwrap_or("a test")
-        ));
+/// Whether the calling test, or the part of it that asks, is left out: it belongs to the full run (`KILN_TESTS=full`), and this is
+/// not one. `cargo test` alone is the run of every change; the full run also has what takes many minutes and fails seldom.
+///
+/// # Panics
+/// `KILN_TESTS` has another value than `full`.
+pub(super) fn only_in_full() -> bool {
+    match std::env::var("KILN_TESTS").as_deref() {
+        Ok("full") => return false,
+        Ok("") | Err(std::env::VarError::NotPresent) => {}
+        other => panic!("KILN_TESTS is {other:?}; it can be `full`, or not be set"),
     }
-    short
+    // The harness names the thread of a test after it.
+    let thread = std::thread::current();
+    skipped(&format!(
+        "only with KILN_TESTS=full, in whole or in part: {}",
+        thread.name().unwrap_or("a test")
+    ));
+    true
 }
 
 /// The port on which a node is asked.
@@ -220,7 +229,7 @@ impl Setup {
             name: "test".to_owned(),
             arch: self.arch,
             memory: 2048,
-            cpus: 1,
+            cpus: CPUS,
             accel,
             boot: Boot::Firmware(Firmware::find(&tools, self.arch).unwrap()),
             disks: vec![Disk { sectors: self.sectors, ..disk }],

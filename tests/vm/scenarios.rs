@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use kiln::scenario::result::{Outcome, Run as Told};
 
 use super::common::images;
-use super::common::run::{Run, skipped};
+use super::common::run::Run;
 use super::common::tools;
-use super::node::{Slot, is_short};
+use super::node::{Slot, only_in_full};
 
 /// A folder for the reports of one test.
 fn reports() -> tempfile::TempDir {
@@ -109,31 +109,55 @@ fn the_scenario_three_node_passes_in_short_with_one_image_for_both_agents() {
     assert_ne!(nodes().code, 0, "nobody listens for it");
 }
 
-/// Compiling a kernel takes 10 or 26 minutes of processor time; where somebody did that already, it is proven like the others.
-fn is_built(recipe: &str) -> bool {
-    let list =
-        images::kiln().args(["recipe", "list", "--json", "-C"]).arg(images::project()).output().unwrap();
-    let list = Run::of(&list).ok().json();
-    let found = list.as_array().unwrap().iter().find(|one| one["name"] == recipe).unwrap();
-    let built = found["state"] == "built";
-    if !built {
-        skipped(&format!("{recipe} is not in the store; `kiln recipe build {recipe}` puts it there"));
-    }
-    built
+/// Scenarios of the project with the recipes that must be built first, each a test of the full run.
+macro_rules! scenarios_of_the_full_run {
+    ($($test:ident: $scenario:literal $(after $recipe:literal)?,)*) => {
+        /// Their names.
+        const OF_THE_FULL_RUN: &[&str] = &[$($scenario),*];
+        $(
+            #[test]
+            fn $test() {
+                if only_in_full() {
+                    return;
+                }
+                $(compile($recipe);)?
+                passes($scenario, &[]);
+            }
+        )*
+    };
+}
+
+scenarios_of_the_full_run! {
+    the_scenario_smoke_passes: "smoke",
+    the_scenario_networks_passes: "networks",
+    the_scenario_nfs_passes: "nfs",
+    the_scenario_faults_passes: "faults",
+    the_scenario_hardware_passes: "hardware",
+    the_scenario_join_passes: "join",
+    the_scenario_cilium_passes: "cilium",
+    the_scenario_k3s_faults_passes: "k3s-faults",
+    the_scenario_three_node_passes_in_full: "three-node",
+    the_scenario_kernel_vm_passes: "kernel-vm" after "linux-vm",
+    the_scenario_kernel_node_passes: "kernel-node" after "linux-node",
+}
+
+/// Builds a recipe that takes minutes, unless it is in the store: 10 minutes of processor time for `linux-vm`, 26 for `linux-node`.
+fn compile(recipe: &str) {
+    let build = images::kiln().args(["recipe", "build", recipe, "-C"]).arg(images::project()).output();
+    Run::of(&build.unwrap()).ok();
 }
 
 #[test]
-fn the_kernel_vm_from_source_boots_and_does_what_the_features_of_a_node_need() {
-    if !is_short() && is_built("linux-vm") {
-        passes("kernel-vm", &[]);
-    }
-}
-
-#[test]
-fn the_kernel_node_from_source_boots_from_every_bus() {
-    if !is_short() && is_built("linux-node") {
-        passes("kernel-node", &[]);
-    }
+fn the_full_run_has_every_scenario_of_the_project() {
+    let files = super::common::run::files_below(&Path::new(env!("CARGO_MANIFEST_DIR")).join("qemu"));
+    let scenarios: Vec<&str> = files
+        .iter()
+        .filter(|file| !file.contains('/'))
+        .filter_map(|file| file.strip_suffix(".toml"))
+        .collect();
+    let mut of_the_run = OF_THE_FULL_RUN.to_vec();
+    of_the_run.sort_unstable();
+    assert_eq!(of_the_run, scenarios);
 }
 
 /// A scenario of one node, written to a file.
@@ -169,7 +193,7 @@ fn a_step_that_is_not_so_fails_the_run_with_its_evidence_and_skips_what_follows(
 
 #[test]
 fn a_unit_that_fails_after_boot_fails_the_run_in_the_end() {
-    if is_short() {
+    if only_in_full() {
         return;
     }
     let _slot = Slot::wait();
@@ -260,7 +284,7 @@ fn children(parent: u32) -> Vec<(u32, String)> {
 
 #[test]
 fn a_qemu_that_is_killed_from_outside_ends_the_run_and_is_told() {
-    if is_short() {
+    if only_in_full() {
         return;
     }
     let _slot = Slot::wait();
@@ -318,7 +342,7 @@ fn an_interrupted_run_leaves_no_process_and_no_folder() {
 #[test]
 fn a_kept_cluster_gives_a_shell_until_it_is_ended() {
     use std::io::{Read, Write};
-    if is_short() {
+    if only_in_full() {
         return;
     }
     let _slot = Slot::wait();

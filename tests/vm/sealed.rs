@@ -14,7 +14,7 @@ use kiln::spec::cluster::Seal;
 
 use super::common::images;
 use super::flashed::{credential, flash_file, identity, left};
-use super::node::{Node, Setup, is_short};
+use super::node::{Node, Setup, only_in_full};
 
 const TOKEN: &str = "K10of-a-cluster-that-nobody-else-may-join";
 /// What a unit is given that wants the token.
@@ -120,7 +120,7 @@ fn off(node: &mut Node, to: &Path) {
 
 #[test]
 fn secrets_go_under_the_key_of_the_nodes_tpm_when_it_has_one_and_no_other_tpm_opens_them() {
-    if is_short() {
+    if only_in_full() {
         return;
     }
     let all = || (TOKEN.to_owned(), super::HASH.to_owned());
