@@ -175,7 +175,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 /// Adds a sysctl to the layer at `path`, which changes a file of the root.
 fn add_line(path: &Path) -> Result<()> {
-    let mut layer: toml::Table = fs::read_to_string(path)?.parse().context("reading the profile")?;
+    let mut layer: toml::Table = crate::spec::text::read(path)?.parse().context("reading the profile")?;
     let sysctl = layer.entry("sysctl").or_insert_with(|| toml::Table::new().into());
     let sysctl = sysctl.as_table_mut().context("`sysctl` in the profile is no table")?;
     sysctl.insert("vm.swappiness".to_owned(), 13.into());

@@ -4,7 +4,6 @@ use std::io;
 use std::path::PathBuf;
 
 use anyhow::Result;
-use fs_err as fs;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -43,7 +42,7 @@ impl Config {
     /// Reads it; no file means no settings.
     pub fn load() -> Result<Self> {
         let Some(path) = Self::path() else { return Ok(Self::default()) };
-        match fs::read_to_string(&path) {
+        match spec::text::read(&path) {
             Ok(text) => spec::parse(&path.display().to_string(), &text),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(e.into()),

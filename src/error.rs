@@ -4,6 +4,8 @@
 //! there is a remedy to name, a [`Failure`] is put in the chain. [`report`] finds it again at the edge.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 
 /// The kind of a failure; fixes the exit code of the program (see [`Kind::exit_code`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +67,14 @@ pub struct Failure {
     message: String,
     hints: Vec<String>,
     source: Option<anyhow::Error>,
+    /// Whether it says what to do about a file system that takes nothing more.
+    placed: bool,
 }
 
 impl Failure {
     /// A failure that says `message`: the thing and the reason, in one sentence without a full stop.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Failure { kind, message: message.into(), hints: Vec::new(), source: None }
+        Failure { kind, message: message.into(), hints: Vec::new(), source: None, placed: false }
     }
 
     /// Adds what the person can do: a command, a flag, a file to look at.
@@ -84,6 +88,13 @@ impl Failure {
     #[must_use]
     pub fn because(mut self, source: impl Into<anyhow::Error>) -> Self {
         self.source = Some(source.into());
+        self
+    }
+
+    /// Its remedies are also for a device or file system that takes nothing more: [`report`] adds no other one.
+    #[must_use]
+    pub fn placed(mut self) -> Self {
+        self.placed = true;
         self
     }
 
@@ -116,8 +127,119 @@ pub struct Report {
     pub hints: Vec<String>,
 }
 
+/// A place that kiln writes to, and so the remedies when it takes nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The store.
+    Store,
+    /// A folder that `--out` names.
+    Out,
+    /// The folder of `TMPDIR`.
+    Temp,
+    /// Any other.
+    Other,
+}
+
+/// Why a file system takes nothing more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    /// ENOSPC
+    Full,
+    /// EDQUOT
+    Quota,
+    /// EFBIG
+    TooLarge,
+    /// EROFS
+    ReadOnly,
+}
+
+impl Refused {
+    fn of(cause: &(dyn std::error::Error + 'static)) -> Option<Self> {
+        let kind = match (cause.downcast_ref::<io::Error>(), cause.downcast_ref::<rustix::io::Errno>()) {
+            (Some(error), _) => error.kind(),
+            (None, Some(errno)) => io::Error::from(*errno).kind(),
+            (None, None) => return None,
+        };
+        Some(match kind {
+            io::ErrorKind::StorageFull => Refused::Full,
+            io::ErrorKind::QuotaExceeded => Refused::Quota,
+            io::ErrorKind::FileTooLarge => Refused::TooLarge,
+            io::ErrorKind::ReadOnlyFilesystem => Refused::ReadOnly,
+            _ => return None,
+        })
+    }
+
+    fn text(self, path: &Path) -> String {
+        let path = path.display();
+        match self {
+            Refused::Full => format!("the file system of {path} is full"),
+            Refused::Quota => format!("the disk quota for {path} is used up"),
+            Refused::TooLarge => format!("the file system of {path} takes no file of this size"),
+            Refused::ReadOnly => format!("the file system of {path} is read-only"),
+        }
+    }
+
+    fn hint(self, place: Place) -> String {
+        let elsewhere = match place {
+            Place::Store => "set KILN_STORE to a folder on another file system",
+            Place::Out => "name a folder on another file system with --out",
+            Place::Temp => "set TMPDIR to a folder on another file system",
+            Place::Other => "",
+        };
+        let here = match (self, place) {
+            (Refused::Full, Place::Store) => "free some space there, run `kiln store gc`",
+            (Refused::Quota, Place::Store) => "free some of the quota, run `kiln store gc`",
+            (Refused::Full, _) => "free some space there",
+            (Refused::Quota, _) => "free some of the quota",
+            (Refused::TooLarge, Place::Other) => {
+                "write to another file system (FAT takes 4 GiB at most), or raise `ulimit -f`"
+            }
+            (Refused::TooLarge, _) => "raise `ulimit -f` if that is the limit",
+            (Refused::ReadOnly, Place::Other) => {
+                "mount it writable, or write to a folder that can be written"
+            }
+            (Refused::ReadOnly, _) => "mount it writable",
+        };
+        if elsewhere.is_empty() { here.to_owned() } else { format!("{here}, or {elsewhere}") }
+    }
+}
+
+/// Why the file system that `error` is about takes nothing more, unless somebody who knew it better has said so.
+fn refused(error: &anyhow::Error) -> Option<Refused> {
+    if error.chain().any(|cause| cause.downcast_ref::<Failure>().is_some_and(|failure| failure.placed)) {
+        return None;
+    }
+    error.chain().find_map(Refused::of)
+}
+
+/// Results of work that writes below a path.
+pub trait WritesTo<T> {
+    /// Where the error is that a file system takes nothing more, says that it is the one of `path`, and what to do about it. All other
+    /// errors stay as they are.
+    ///
+    /// # Errors
+    /// That of the work.
+    fn writes_to(self, place: Place, path: &Path) -> anyhow::Result<T>;
+}
+
+impl<T, E: Into<anyhow::Error>> WritesTo<T> for Result<T, E> {
+    fn writes_to(self, place: Place, path: &Path) -> anyhow::Result<T> {
+        self.map_err(|error| {
+            let error = error.into();
+            match refused(&error) {
+                Some(why) => Failure::new(Kind::Store, why.text(path))
+                    .hint(why.hint(place))
+                    .placed()
+                    .because(error)
+                    .into(),
+                None => error,
+            }
+        })
+    }
+}
+
 /// Walks the chain of `error`. The innermost [`Failure`] fixes the kind, since it stood nearest to the cause; an
-/// I/O error that says the disk is full or read-only is a [`Kind::Store`] failure wherever it came from.
+/// I/O error that says a file system is full or read-only is a [`Kind::Store`] failure wherever it came from.
 pub fn report(error: &anyhow::Error) -> Report {
     let mut report = Report { kind: Kind::Input, chain: Vec::new(), hints: Vec::new() };
     for cause in error.chain() {
@@ -133,20 +255,16 @@ pub fn report(error: &anyhow::Error) -> Report {
                 }
             }
         }
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            let hint = match io.kind() {
-                std::io::ErrorKind::StorageFull => "free some space, or `kiln store gc`",
-                std::io::ErrorKind::ReadOnlyFilesystem => {
-                    "set KILN_STORE or --out to a folder that can be written"
-                }
-                std::io::ErrorKind::QuotaExceeded => "free some of the disk quota, or `kiln store gc`",
-                _ => continue,
-            };
+        if Refused::of(cause).is_some() {
             report.kind = Kind::Store;
-            if !report.hints.iter().any(|h| h == hint) {
-                report.hints.push(hint.to_owned());
-            }
         }
+    }
+    if let Some(why) = refused(error) {
+        // Errors of files name their paths.
+        let temp = std::env::temp_dir();
+        let temp = temp.to_string_lossy();
+        let of_temp = temp.len() > 1 && report.chain.iter().any(|text| text.contains(&*temp));
+        report.hints.push(why.hint(if of_temp { Place::Temp } else { Place::Other }));
     }
     report
 }
@@ -167,11 +285,56 @@ mod tests {
         assert_eq!(report.hints, ["kiln update debian"]);
     }
 
+    fn io(kind: io::ErrorKind) -> io::Error {
+        kind.into()
+    }
+
     #[test]
-    fn a_full_disk_is_a_store_failure_wherever_it_happens() {
-        let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        let report = report(&Err::<(), _>(full).context("writing out/server.raw").unwrap_err());
+    fn a_full_disk_is_a_store_failure_wherever_it_happens_and_not_always_the_store_s() {
+        let error = Err::<(), _>(io(io::ErrorKind::StorageFull)).context("writing /mnt/x/a").unwrap_err();
+        let report = report(&error);
         assert_eq!(report.kind.exit_code(), 6);
-        assert!(report.hints[0].contains("kiln store gc"));
+        assert_eq!(report.hints, ["free some space there"]);
+    }
+
+    #[test]
+    fn the_remedy_is_for_the_file_system_that_refused() {
+        let path = Path::new("/mnt/x");
+        for (kind, place, text, words) in [
+            (io::ErrorKind::StorageFull, Place::Store, "is full", ["kiln store gc", "KILN_STORE"]),
+            (io::ErrorKind::QuotaExceeded, Place::Store, "quota", ["kiln store gc", "KILN_STORE"]),
+            (io::ErrorKind::StorageFull, Place::Out, "is full", ["free some space there", "--out"]),
+            (io::ErrorKind::QuotaExceeded, Place::Out, "quota", ["free some of the quota", "--out"]),
+            (io::ErrorKind::ReadOnlyFilesystem, Place::Out, "read-only", ["mount it writable", "--out"]),
+            (io::ErrorKind::FileTooLarge, Place::Out, "this size", ["ulimit -f", "--out"]),
+            (io::ErrorKind::StorageFull, Place::Temp, "is full", ["free some space there", "TMPDIR"]),
+        ] {
+            // Who is nearer to the cause knows better.
+            let inner = Err::<(), _>(io(kind)).context("a step").writes_to(place, path);
+            let error = inner.writes_to(Place::Store, Path::new("/store")).unwrap_err();
+            let report = report(&error);
+            assert_eq!(report.kind, Kind::Store);
+            assert!(report.chain[0].contains("/mnt/x") && report.chain[0].contains(text), "{report:?}");
+            assert_eq!(report.hints.len(), 1, "{report:?}");
+            assert!(words.iter().all(|word| report.hints[0].contains(word)), "{report:?}");
+            assert!(place == Place::Store || !report.hints[0].contains("store"), "{report:?}");
+        }
+    }
+
+    #[test]
+    fn other_errors_are_not_taken_for_a_full_file_system() {
+        let error = Err::<(), _>(io(io::ErrorKind::NotFound)).writes_to(Place::Out, Path::new("/x"));
+        let report = report(&error.unwrap_err());
+        assert_eq!((report.kind, report.hints.len(), report.chain.len()), (Kind::Input, 0, 1));
+        let errno = anyhow::Error::from(rustix::io::Errno::NOSPC).context("removing");
+        assert_eq!(super::report(&errno).kind, Kind::Store);
+    }
+
+    #[test]
+    fn an_error_of_a_temporary_file_names_the_variable() {
+        let file = std::env::temp_dir().join("kiln-x");
+        let error =
+            Err::<(), _>(io(io::ErrorKind::StorageFull)).context(format!("writing {}", file.display()));
+        assert!(report(&error.unwrap_err()).hints[0].contains("TMPDIR"));
     }
 }

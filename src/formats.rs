@@ -11,6 +11,7 @@ use fs_err as fs;
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
+use crate::error::{Place, WritesTo};
 use crate::image::{qcow2, zst};
 use crate::manifest::{self, Manifest, Stamp};
 use crate::packages::Work;
@@ -81,16 +82,21 @@ pub fn write(work: &Work<'_>, target: &Target<'_>, manifest: &Manifest, format: 
         return Ok(Written { file, size, sha256, written: false });
     }
     let spinner = work.ui.spinner("Writing", path.display().to_string());
-    let temp =
-        tempfile::Builder::new().prefix(&format!(".{file}.")).suffix(".part").tempfile_in(target.out)?;
+    let temp = tempfile::Builder::new()
+        .prefix(&format!(".{file}."))
+        .suffix(".part")
+        .tempfile_in(target.out)
+        .writes_to(Place::Out, target.out)?;
     press(&target.raw(), format, work.threads, temp.as_file())
-        .with_context(|| format!("writing {}", path.display()))?;
+        .with_context(|| format!("writing {}", path.display()))
+        .writes_to(Place::Out, target.out)?;
     let (sha256, size) = Digest::of_reader(fs::File::open(temp.path())?)?;
     fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     temp.persist(&path).map_err(|e| e.error).with_context(|| format!("writing {}", path.display()))?;
     drop(spinner);
     let stamp = Stamp::of(&path).with_context(|| format!("{} is gone", path.display()))?;
-    manifest::write_json(&memory, &Remembered { disk, version: VERSION, size, sha256, stamp })?;
+    manifest::write_json(&memory, &Remembered { disk, version: VERSION, size, sha256, stamp })
+        .writes_to(Place::Store, work.store.root())?;
     Ok(Written { file, size, sha256, written: true })
 }
 

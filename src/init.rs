@@ -122,6 +122,10 @@ const FILES: &[(&str, &[u8])] = files![
 /// What git should pass over in a new project.
 const IGNORE: (&str, &[u8]) = (".gitignore", b"/out\n");
 
+/// Line ends are LF wherever a project is checked out; patches stay as their authors wrote them.
+const ATTRIBUTES: (&str, &[u8]) =
+    (".gitattributes", b"* text=auto eol=lf\n*.lock text eol=lf\n*.patch -text\n*.diff -text\n");
+
 /// What may lie in a folder that still counts as empty.
 const PASSED_OVER: [&str; 1] = [".git"];
 
@@ -129,7 +133,7 @@ const PASSED_OVER: [&str; 1] = [".git"];
 pub fn init(dir: &Path) -> Result<Vec<String>> {
     refuse_full(dir)?;
     let mut written = Vec::new();
-    for (path, bytes) in FILES.iter().chain([&IGNORE]) {
+    for (path, bytes) in FILES.iter().chain([&IGNORE, &ATTRIBUTES]) {
         let to = dir.join(path);
         fs::create_dir_all(to.parent().expect("every file lies in the project's folder"))?;
         fs::write(&to, bytes)?;
@@ -189,7 +193,7 @@ mod tests {
     fn a_new_project_loads_and_its_lock_fits() {
         let dir = tempfile::tempdir().unwrap();
         let to = dir.path().join("a/new");
-        assert_eq!(init(&to).unwrap().len(), FILES.len() + 1);
+        assert_eq!(init(&to).unwrap().len(), FILES.len() + 2);
         let project = Project::load(&to).unwrap();
         Lock::load(&to).unwrap().check(&project).unwrap();
     }

@@ -460,11 +460,14 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 /// Writes a file that everybody may read, atomically.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut temp = tempfile::Builder::new().prefix(".kiln.").tempfile_in(folder)?;
-    std::io::Write::write_all(&mut temp, bytes)?;
-    fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
-    temp.persist(path).map_err(|e| e.error).with_context(|| format!("writing {}", path.display()))?;
-    Ok(())
+    let write = || -> Result<()> {
+        let mut temp = tempfile::Builder::new().prefix(".kiln.").tempfile_in(folder)?;
+        std::io::Write::write_all(&mut temp, bytes)?;
+        fs::set_permissions(temp.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
+        temp.persist(path).map_err(|e| e.error)?;
+        Ok(())
+    };
+    write().with_context(|| format!("writing {}", path.display()))
 }
 
 /// Reads a manifest.

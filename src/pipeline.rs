@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::arch::Arch;
 use crate::contract::{self, stage};
 use crate::digest::{Digest, Hasher};
+use crate::error::{Place, WritesTo};
 use crate::image::erofs::{self, Compression};
 use crate::image::verity::{self, RootHash};
 use crate::image::{cpio, disk, fat, uki};
@@ -67,6 +68,11 @@ impl Target<'_> {
 
 /// Bakes the disk image of a target. Says whether anything had to be done.
 pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
+    // Steps know that they write into the store.
+    bake(work, target).writes_to(Place::Out, target.out)
+}
+
+fn bake(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
     let (key, way) = image_key(work, target)?;
     if let Some(manifest) = manifest::current(work.store, &key, target)? {
         return Ok((manifest, false));

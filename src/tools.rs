@@ -14,7 +14,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{Failure, Kind};
 use crate::lock::{Locked, SetKind};
 use crate::packages::Work;
-use crate::rootfs::merge::{self, Filter};
+use crate::rootfs::merge::{self, AskedIn, Filter};
 use crate::store::{Root, StepKey, Store};
 use crate::sys;
 use crate::tree::{Kind as NodeKind, Tree};
@@ -44,7 +44,8 @@ pub fn folder(work: &Work<'_>, name: &str) -> Result<PathBuf> {
         |staging| {
             let packages = work.set(SetKind::Tool, name, arch)?;
             let drop: Vec<String> = DROP.iter().map(|d| (*d).to_owned()).collect();
-            let tree = merge::merge(packages.iter().map(|p| &p.tree), &Filter::new(&drop, &[])?)?;
+            let tree = merge::merge(packages.iter().map(|p| &p.tree), &Filter::new(&drop, &[])?)
+                .map_err(|error| error.asked_in(AskedIn::Set(name)))?;
             lay_out(&tree, &staging.file("root"))?;
             Ok(vec![])
         },

@@ -111,7 +111,7 @@ impl Ui {
     pub fn quote(&self, text: impl AsRef<str>) {
         if self.verbosity != Verbosity::Quiet {
             let dim = Style::new().dimmed();
-            for line in text.as_ref().lines() {
+            for line in visible(text.as_ref()).lines() {
                 self.to_stderr(&format!("{:>WORD$} {dim}| {line}{dim:#}", ""));
             }
         }
@@ -119,7 +119,7 @@ impl Ui {
 
     fn line(&self, word: &str, color: AnsiColor, text: &str) {
         let style = Style::new().bold().fg_color(Some(color.into()));
-        self.to_stderr(&format!("{style}{word:>WORD$}{style:#} {text}"));
+        self.to_stderr(&format!("{style}{word:>WORD$}{style:#} {}", visible(text)));
     }
 
     /// Writing to a closed stderr or stdout is nobody's error: who closed it does not want to know.
@@ -140,7 +140,10 @@ impl Ui {
     pub fn result(&self, text: impl AsRef<str>) {
         self.bars.suspend(|| {
             let mut stdout = anstream::stdout().lock();
-            writeln!(stdout, "{}", text.as_ref()).ok();
+            // Names of files go to other programs as they are.
+            let text = text.as_ref();
+            let text = if std::io::stdout().is_terminal() { visible(text) } else { text.into() };
+            writeln!(stdout, "{text}").ok();
         });
     }
 
@@ -152,7 +155,7 @@ impl Ui {
 
     /// A result as JSON, one object, to stdout.
     pub fn result_json(&self, value: &impl Serialize) -> anyhow::Result<()> {
-        self.result(serde_json::to_string_pretty(value)?);
+        self.result(json_text(&serde_json::to_string_pretty(value)?));
         Ok(())
     }
 
@@ -162,12 +165,15 @@ impl Ui {
         let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
         let cyan = Style::new().bold().fg_color(Some(AnsiColor::Cyan.into()));
         let mut chain = report.chain.iter();
-        self.to_stderr(&format!("{red}error{red:#}: {}", chain.next().map_or("unknown", String::as_str)));
+        self.to_stderr(&format!(
+            "{red}error{red:#}: {}",
+            visible(chain.next().map_or("unknown", String::as_str))
+        ));
         for cause in chain {
-            self.to_stderr(&format!("  caused by: {cause}"));
+            self.to_stderr(&format!("  caused by: {}", visible(cause)));
         }
         for hint in &report.hints {
-            self.to_stderr(&format!("{cyan}hint{cyan:#}: {hint}"));
+            self.to_stderr(&format!("{cyan}hint{cyan:#}: {}", visible(hint)));
         }
         if self.json {
             #[derive(Serialize)]
@@ -177,7 +183,7 @@ impl Ui {
                 hints: &'a [String],
             }
             let object = Object { error: &report.chain, kind: report.kind.word(), hints: &report.hints };
-            self.result(serde_json::to_string(&object).unwrap_or_default());
+            self.result(json_text(&serde_json::to_string(&object).unwrap_or_default()));
         }
         report
     }
@@ -215,7 +221,7 @@ impl Ui {
             0,
             &format!("{{prefix:>{WORD}.bold.cyan}} {{spinner}} {{elapsed}} {{wide_msg:.dim}}"),
         );
-        bar.inner.set_message(message);
+        bar.message(message);
         bar.inner.enable_steady_tick(Duration::from_millis(120));
         bar
     }
@@ -238,7 +244,8 @@ impl Ui {
         let style = ProgressStyle::with_template(template)
             .expect("the templates of ui are valid")
             .progress_chars("=> ");
-        let bar = self.bars.add(ProgressBar::new(total).with_style(style).with_prefix(word.to_owned()));
+        let bar =
+            self.bars.add(ProgressBar::new(total).with_style(style).with_prefix(visible(word).into_owned()));
         bar.tick();
         Bar { inner: bar }
     }
@@ -258,19 +265,19 @@ impl Bar {
 
     /// Another amount, done from nothing.
     pub fn reset(&self, word: &str, total: u64) {
-        self.inner.set_prefix(word.to_owned());
+        self.inner.set_prefix(visible(word).into_owned());
         self.inner.reset();
         self.inner.set_length(total);
     }
 
     /// What is worked on now.
     pub fn message(&self, text: impl Into<Cow<'static, str>>) {
-        self.inner.set_message(text);
+        self.inner.set_message(visible(&text.into()).into_owned());
     }
 
     /// The word in front.
     pub fn word(&self, word: impl Into<Cow<'static, str>>) {
-        self.inner.set_prefix(word);
+        self.inner.set_prefix(visible(&word.into()).into_owned());
     }
 
     /// Lets the time of a [`Ui::state_line`] begin again.
@@ -282,6 +289,58 @@ impl Bar {
 impl Drop for Bar {
     fn drop(&mut self) {
         self.inner.finish_and_clear();
+    }
+}
+
+/// A message, name or excerpt as a terminal may show it: what would move its cursor, change its colours or title, or turn the direction
+/// of text stands there as Rust writes it (`\u{1b}`). Nothing is left out, so that a strange name can be recognised; only a carriage
+/// return at the end of a line goes.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    if text.chars().all(|c| c == '\n' || is_plain(c)) {
+        return text.into();
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.replace("\r\n", "\n").chars() {
+        if c == '\n' || is_plain(c) {
+            out.push(c);
+        } else {
+            out.extend(c.escape_default());
+        }
+    }
+    out.into()
+}
+
+/// JSON in which characters that serde leaves as they are and terminals obey are written as JSON's own escapes. They can stand in strings
+/// only, so the value is the same.
+pub fn json_text(json: &str) -> Cow<'_, str> {
+    if json.chars().all(|c| c == '\n' || is_plain(c)) {
+        return json.into();
+    }
+    let mut out = String::with_capacity(json.len() + 8);
+    for c in json.chars() {
+        if c == '\n' || is_plain(c) {
+            out.push(c);
+        } else {
+            let mut units = [0; 2];
+            for unit in c.encode_utf16(&mut units) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out.into()
+}
+
+/// Says what is wrong with a command line, or prints the help that was asked for. Words of the command line are shown as [`visible`] does.
+pub fn usage(error: &clap::Error) {
+    let text = error.render().to_string();
+    let shown = visible(&text);
+    // clap's own colours stay where nothing else could be taken for them.
+    if shown == text {
+        error.print().ok();
+    } else if error.use_stderr() {
+        write!(std::io::stderr().lock(), "{shown}").ok();
+    } else {
+        write!(std::io::stdout().lock(), "{shown}").ok();
     }
 }
 
@@ -317,7 +376,7 @@ pub fn plain(text: &str) -> String {
 fn is_plain(c: char) -> bool {
     c == '\t'
         || !(c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
             || matches!(c, '\u{feff}' | '\u{fffe}' | '\u{ffff}' | '\u{2028}' | '\u{2029}'))
 }
 
@@ -358,6 +417,33 @@ mod tests {
         ] {
             assert_eq!(plain(text), want, "{text:?}");
         }
+    }
+
+    #[test]
+    fn no_character_that_a_terminal_obeys_is_printed() {
+        let hostile = "a\u{1b}[2Jb\u{9b}31m\rc\u{7}\u{7f}\u{202e}d\u{2066}\0\te\r\nf";
+        let shown = r"a\u{1b}[2Jb\u{9b}31m\rc\u{7}\u{7f}\u{202e}d\u{2066}\u{0}".to_owned() + "\te\nf";
+        assert_eq!(visible(hostile), shown);
+        let (ui, lines) = Ui::kept(Verbosity::Verbose, false);
+        for say in [Ui::status, Ui::detail, Ui::bad, Ui::notice] {
+            say(&ui, "Word", hostile);
+        }
+        ui.warn(hostile);
+        ui.quote(hostile);
+        let failure = crate::error::Failure::new(crate::error::Kind::Input, hostile).hint(hostile);
+        ui.error(&anyhow::Error::from(failure).context(hostile));
+        let lines = lines.lock().unwrap();
+        assert_eq!(lines.matches(r"\u{1b}[2Jb").count(), 8, "{lines}");
+        assert!(lines.chars().all(|c| c == '\n' || is_plain(c)), "{lines:?}");
+    }
+
+    #[test]
+    fn json_has_no_character_that_a_terminal_obeys_and_means_the_same() {
+        let hostile = "\u{1b}[2J \u{9b}31m \u{7f} \u{202e} \u{feff} 🦀\n\t\"";
+        let text = serde_json::to_string_pretty(&vec![hostile]).unwrap();
+        let json = json_text(&text);
+        assert!(json.chars().all(|c| c == '\n' || is_plain(c)), "{json:?}");
+        assert_eq!(serde_json::from_str::<Vec<String>>(&json).unwrap(), [hostile]);
     }
 
     proptest::proptest! {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::cluster::{Credential, seal, token};
+use crate::error::{Place, WritesTo};
 use crate::spec::cluster::{Addressing, Cluster, DisklessState, FILE, Node};
 
 /// Arguments of `kiln cluster`.
@@ -216,7 +217,7 @@ pub(super) fn token(context: &Context, args: &TokenArgs) -> Result<()> {
         context.ui.result(String::from_utf8_lossy(token.expose()));
         return Ok(());
     };
-    token::write(out, &token)?;
+    token::write(out, &token).writes_to(Place::Out, out)?;
     let reference = format!("token = {{ file = {:?} }}", out.display().to_string());
     if context.ui.json() {
         return context.ui.result_json(&serde_json::json!({ "file": out, "reference": reference }));

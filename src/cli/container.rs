@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Context;
 use crate::arch::Arch;
 use crate::digest::Digest;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Place, WritesTo};
 use crate::oci::read::Layout;
 use crate::oci::reference::Reference;
 use crate::oci::{self, Archive};
@@ -171,7 +171,7 @@ fn build(work: &Work<'_>, names: &[String], arch: Arch, out: Option<&Path>, layo
     for name in names {
         let archive = oci::archive(work, name, arch)?;
         let path = match out {
-            Some(out) if layout => unfold(&archive, arch, out)?,
+            Some(out) if layout => unfold(&archive, arch, out).writes_to(Place::Out, out)?,
             Some(out) => place(&archive, arch, out)?,
             None => archive.path,
         };
@@ -192,6 +192,10 @@ fn build(work: &Work<'_>, names: &[String], arch: Arch, out: Option<&Path>, layo
 
 /// A file of `out` that appears under its name only when it is whole.
 fn whole(out: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    appear(out, name, fill).writes_to(Place::Out, out)
+}
+
+fn appear(out: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     fs::create_dir_all(out)?;
     let path = out.join(name);
     let temp = tempfile::Builder::new().prefix(&format!(".{name}.")).suffix(".part").tempfile_in(out)?;

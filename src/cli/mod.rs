@@ -179,7 +179,7 @@ pub fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // clap chooses the stream; a closed pipe is not an error of ours.
-            error.print().ok();
+            crate::ui::usage(&error);
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };

@@ -7,6 +7,7 @@ use anyhow::Result;
 use super::Context;
 use crate::arch::Arch;
 use crate::built;
+use crate::error::{Place, WritesTo};
 use crate::manifest;
 use crate::sbom::{self, Format};
 
@@ -49,7 +50,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     match &args.out {
         None => context.ui.raw(&bill),
         Some(out) => {
-            manifest::write_file(out, &bill)?;
+            manifest::write_file(out, &bill).writes_to(Place::Out, out)?;
             context.ui.status("Wrote", out.display().to_string());
         }
     }

@@ -28,7 +28,7 @@ use reqwest::blocking::{Client, ClientBuilder, Response};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderName, RANGE};
 
 use crate::digest::{Digest, Hasher};
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Place, WritesTo};
 use crate::store::Store;
 use crate::sys;
 use crate::ui::{Ui, human_bytes, human_time};
@@ -216,16 +216,17 @@ impl<'a> Fetcher<'a> {
             let mut tries = 0;
             loop {
                 tries += 1;
-                let (why, lies) = match self.from(request, url, progress)? {
-                    Answer::Done => return Ok(()),
-                    Answer::Gone(why) => {
-                        gone = true;
-                        answers.push(format!("{url}: {why}"));
-                        break;
-                    }
-                    Answer::Failed(why) => (why, false),
-                    Answer::Wrong(why) => (why, true),
-                };
+                let (why, lies) =
+                    match self.from(request, url, progress).writes_to(Place::Store, self.store.root())? {
+                        Answer::Done => return Ok(()),
+                        Answer::Gone(why) => {
+                            gone = true;
+                            answers.push(format!("{url}: {why}"));
+                            break;
+                        }
+                        Answer::Failed(why) => (why, false),
+                        Answer::Wrong(why) => (why, true),
+                    };
                 sys::check_interrupt()?;
                 tracing::debug!(url, why, tries, "download failed");
                 let down = self.down.lock().expect("no holder panics").contains_key(&host(url));

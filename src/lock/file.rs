@@ -104,7 +104,7 @@ impl Lock {
     /// `kiln update`.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = Self::path(dir);
-        match fs::read_to_string(&path) {
+        match spec::text::read(&path) {
             Ok(text) => Self::parse(&text),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 Err(Failure::new(Kind::Lock, "images/kiln.lock is missing")
@@ -218,7 +218,7 @@ impl Lock {
     pub fn save(&self, dir: &Path) -> Result<bool> {
         let path = Self::path(dir);
         let text = self.text()?;
-        if fs::read_to_string(&path).is_ok_and(|old| old == text) {
+        if spec::text::read(&path).is_ok_and(|old| old == text) {
             return Ok(false);
         }
         let folder = path.parent().expect("the lock lies in images/");

@@ -14,7 +14,7 @@ use crate::recipe;
 use crate::rootfs::check::{self, Allow};
 use crate::rootfs::elf::{self, Facts};
 use crate::rootfs::files;
-use crate::rootfs::merge::{self, Filter};
+use crate::rootfs::merge::{self, AskedIn, Filter};
 use crate::rootfs::{self};
 use crate::spec::ContainerSpec;
 use crate::store::StepKey;
@@ -28,18 +28,16 @@ const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
 /// What a container must not lack; the other checks are about a node with its services.
 const CHECKS: [&str; 4] = ["interpreter", "library", "dangling-link", "device"];
 
-/// The tree of `spec`: everything root's, without set-id bits and capabilities, whose programs find their loaders and libraries in it and
-/// are for `arch`.
+/// The tree of `spec`: everything from packages is root's, without set-id bits and capabilities, unless `privileges` names it; programs find
+/// their loaders and libraries in it and are for `arch`.
 pub(super) fn tree(work: &Work<'_>, name: &str, spec: &ContainerSpec, arch: Arch) -> Result<Tree> {
-    let mut packages = match &spec.set {
-        Some(set) => work.set(SetKind::Tool, set, arch)?,
-        None => Vec::new(),
-    };
+    let mut packages = packages(work, spec, arch)?;
     if let Some(recipe) = &spec.recipe {
         packages.push(output(work, recipe, arch)?);
     }
-    let mut tree = merge::merge(packages.iter().map(|p| &p.tree), &Filter::new(&[], &[])?)?;
+    let mut tree = lay(&packages, spec)?;
     keep(&mut tree, spec)?;
+    strip(&mut tree, spec)?;
     for folder in MERGED {
         let target = format!("usr/{folder}");
         if tree.get(&target).is_some_and(Entry::is_dir) && tree.get(folder).is_none() {
@@ -47,12 +45,6 @@ pub(super) fn tree(work: &Work<'_>, name: &str, spec: &ContainerSpec, arch: Arch
         }
     }
     files::put_files(&mut tree, &spec.files, &spec.sources)?;
-    for (_, entry) in tree.iter_mut() {
-        // Who may do what in a container is the pod's word, not the image's.
-        entry.meta.mode &= 0o1777;
-        entry.meta.xattrs.remove("security.capability");
-        (entry.meta.uid, entry.meta.gid) = (0, 0);
-    }
     let mut facts = Facts::new();
     for package in &packages {
         facts.extend(package.facts.iter().map(|(digest, elf)| (*digest, elf.clone())));
@@ -60,6 +52,66 @@ pub(super) fn tree(work: &Work<'_>, name: &str, spec: &ContainerSpec, arch: Arch
     elf::scan(&tree, &mut facts)?;
     judge(name, &tree, &facts, arch)?;
     Ok(tree)
+}
+
+fn packages(work: &Work<'_>, spec: &ContainerSpec, arch: Arch) -> Result<Vec<Unpacked>> {
+    match &spec.set {
+        Some(set) => work.set(SetKind::Tool, set, arch),
+        None => Ok(Vec::new()),
+    }
+}
+
+fn lay(packages: &[Unpacked], spec: &ContainerSpec) -> Result<Tree> {
+    let place = AskedIn::Set(spec.set.as_deref().unwrap_or_default());
+    Ok(merge::merge(packages.iter().map(|p| &p.tree), &Filter::new(&[], &[])?)
+        .map_err(|error| error.asked_in(place))?)
+}
+
+/// What of the packages in `spec` does not keep its owner, set-id bits or capabilities: each path with what it loses.
+///
+/// # Errors
+/// Packages that cannot be unpacked or do not fit together.
+pub(super) fn stripped(work: &Work<'_>, spec: &ContainerSpec, arch: Arch) -> Result<Vec<String>> {
+    let mut tree = lay(&packages(work, spec, arch)?, spec)?;
+    keep(&mut tree, spec)?;
+    strip(&mut tree, spec)
+}
+
+/// Takes owners, set-id bits and capabilities from everything that `privileges` does not name; gives each path with what it lost. Who may do
+/// what in a container is the pod's word, so an image has such files only where somebody asked for them.
+fn strip(tree: &mut Tree, spec: &ContainerSpec) -> Result<Vec<String>> {
+    let kept = merge::globs(&spec.privileges)?;
+    for pattern in &spec.privileges {
+        let one = merge::globs(std::slice::from_ref(pattern))?;
+        if !tree.iter().any(|(path, _)| one.is_match(format!("/{path}"))) {
+            let text = format!("`privileges`: nothing of the packages that stays is `{pattern}`");
+            return Err(Failure::new(Kind::Input, text)
+                .hint("paths are those of a merged system, /usr/bin and not /bin; `keep` must name it, too")
+                .into());
+        }
+    }
+    let mut lost = Vec::new();
+    for (path, entry) in tree.iter_mut() {
+        if kept.is_match(format!("/{path}")) {
+            continue;
+        }
+        let mut what = Vec::new();
+        if entry.meta.mode & 0o6000 != 0 {
+            what.push(format!("mode {:04o}", entry.meta.mode));
+        }
+        if entry.meta.xattrs.remove("security.capability").is_some() {
+            what.push("capabilities".to_owned());
+        }
+        if (entry.meta.uid, entry.meta.gid) != (0, 0) {
+            what.push(format!("owner {}:{}", entry.meta.uid, entry.meta.gid));
+        }
+        entry.meta.mode &= 0o1777;
+        (entry.meta.uid, entry.meta.gid) = (0, 0);
+        if !what.is_empty() {
+            lost.push(format!("/{path} ({})", what.join(", ")));
+        }
+    }
+    Ok(lost)
 }
 
 /// The outputs of a recipe, as a package.
@@ -153,4 +205,75 @@ pub(super) fn inputs(work: &Work<'_>, spec: &ContainerSpec, arch: Arch, key: Ste
         key = key.input(&format!("source of {path}"), crate::digest::Digest::of(bytes));
     }
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::layer;
+
+    fn spec(privileges: &[&str]) -> ContainerSpec {
+        let list: Vec<String> = privileges.iter().map(|glob| format!("{glob:?}")).collect();
+        let text = format!(
+            "schema = 1\ndescription = \"\"\nreference = \"a.invalid/b:1\"\nset = \"x\"\nprivileges = [{}]\n",
+            list.join(", ")
+        );
+        crate::spec::parse("x.toml", &text).unwrap()
+    }
+
+    fn sample() -> Tree {
+        let mut tree = Tree::new();
+        let mut put =
+            |path: &str, entry: Entry| drop(tree.insert(TreePath::new(path).unwrap(), entry).unwrap());
+        put("usr/bin/su", Entry::file(0o4755, "su", "login"));
+        put("usr/bin/plain", Entry::file(0o755, "x", "p"));
+        let mut ping = Entry::file(0o755, "ping", "iputils-ping");
+        ping.meta.xattrs.insert("security.capability".to_owned(), vec![1, 0, 0, 2, 0, 0x20, 0, 0]);
+        put("usr/bin/ping", ping);
+        let mut mail = Entry::dir(0o2775, "base-files");
+        mail.meta.gid = 8;
+        put("var/mail", mail);
+        put("tmp", Entry::dir(0o1777, "base-files"));
+        tree
+    }
+
+    #[test]
+    fn what_a_container_loses_is_said_and_what_is_asked_for_stays() {
+        let mut tree = sample();
+        let lost = strip(&mut tree, &spec(&[])).unwrap();
+        let all =
+            ["/usr/bin/ping (capabilities)", "/usr/bin/su (mode 4755)", "/var/mail (mode 2775, owner 0:8)"];
+        assert_eq!(lost, all);
+        assert_eq!(tree.get("usr/bin/su").unwrap().meta.mode, 0o755);
+        assert_eq!(tree.get("tmp").unwrap().meta.mode, 0o1777);
+
+        let mut tree = sample();
+        assert_eq!(strip(&mut tree, &spec(&["/usr/bin/*", "/var/mail"])).unwrap(), [""; 0]);
+        let mut bytes = Vec::new();
+        layer::write(&tree, 0, &mut bytes).unwrap();
+        let mut seen = Vec::new();
+        for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let able = entry.pax_extensions().unwrap().is_some_and(|mut all| {
+                all.any(|one| one.unwrap().key() == Ok("SCHILY.xattr.security.capability"))
+            });
+            let header = entry.header();
+            seen.push(format!(
+                "{} {:o} {}:{} {able}",
+                entry.path().unwrap().display(),
+                header.mode().unwrap(),
+                header.uid().unwrap(),
+                header.gid().unwrap()
+            ));
+        }
+        for line in ["usr/bin/ping 755 0:0 true", "usr/bin/su 4755 0:0 false", "var/mail/ 2775 0:8 false"] {
+            assert!(seen.iter().any(|one| one == line), "{line}: {seen:#?}");
+        }
+    }
+
+    #[test]
+    fn privileges_for_what_is_not_there_are_a_mistake() {
+        let error = strip(&mut sample(), &spec(&["/bin/su"])).unwrap_err();
+        assert!(error.to_string().contains("`/bin/su`"), "{error}");
+    }
 }

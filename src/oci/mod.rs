@@ -61,6 +61,9 @@ pub struct Archive {
     pub relative: String,
 }
 
+/// How many paths that lose their privileges are named.
+const SHOWN: usize = 10;
+
 /// What lies beside the archive.
 #[derive(Serialize, Deserialize)]
 struct About {
@@ -135,6 +138,18 @@ pub fn archive(work: &Work<'_>, name: &str, arch: Arch) -> Result<Archive> {
         )
         .with_context(|| format!("making the container {name}"))?;
     let archive = of(work, name, spec, outcome.dir.path())?;
+    if spec.set.is_some() {
+        let lost = compose::stripped(work, spec, arch)?;
+        if !lost.is_empty() {
+            let shown = lost.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more =
+                if lost.len() > SHOWN { format!(" and {} more", lost.len() - SHOWN) } else { String::new() };
+            let text = format!(
+                "container {name} ({arch}) has without their privileges or owners: {shown}{more}; `privileges` in images/containers/{name}.toml keeps them"
+            );
+            work.ui.notice("Dropped", text);
+        }
+    }
     work.store.set_root(&Root {
         project: work.project.dir.clone(),
         what: format!("container {name} {arch}"),

@@ -163,6 +163,14 @@ impl Breaker {
         *self.lock() = Some(why.into());
     }
 
+    /// Commands may be answered again, if it was `why` that kept them from it.
+    pub fn mend(&self, why: &str) {
+        let mut tripped = self.lock();
+        if tripped.as_deref() == Some(why) {
+            *tripped = None;
+        }
+    }
+
     /// Why no command will be answered, if so.
     pub fn tripped(&self) -> Option<String> {
         self.lock().clone()

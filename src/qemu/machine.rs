@@ -13,7 +13,7 @@ use super::config::{Backing, Boot, Format, MachineConfig, Places};
 use super::console::Console;
 use super::qmp::{self, Qmp};
 use super::tpm;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Place, WritesTo};
 use crate::exec::{Child, Tool};
 
 /// How long QEMU may take to open its sockets; it needs some tens of milliseconds on an idle host.
@@ -77,14 +77,15 @@ impl Machine {
         let folder = match parent {
             Some(parent) => builder.tempdir_in(std::path::absolute(parent)?),
             None => builder.tempdir(),
-        }?;
+        };
+        let folder = folder.writes_to(Place::Temp, parent.unwrap_or(&std::env::temp_dir()))?;
         let places = Places { folder: folder.path().to_owned(), share: root.join("usr/share") };
         let sockets = [places.console(), places.tpm()];
         for socket in config.ports.iter().map(|port| places.port(port)).chain(sockets) {
             super::check_socket(&socket)?;
         }
         let folder = RunFolder(Some(folder), places.folder.clone());
-        prepare(&root, config, &places)?;
+        prepare(&root, config, &places).writes_to(Place::Temp, &places.folder)?;
 
         let started = Instant::now();
         let session = Session::start(&root, &emulator, config, &places)?;

@@ -39,6 +39,7 @@ pub mod switch;
 pub mod terminal;
 pub mod timeline;
 pub mod tpm;
+pub mod usage;
 
 use std::path::Path;
 

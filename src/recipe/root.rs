@@ -10,7 +10,7 @@ use crate::error::{Failure, Kind};
 use crate::lock::SetKind;
 use crate::packages::Work;
 use crate::rootfs::alternatives::alternatives;
-use crate::rootfs::merge::{self, Filter};
+use crate::rootfs::merge::{self, AskedIn, Filter};
 use crate::sandbox::ID;
 use crate::spec::nearest;
 use crate::store::StepKey;
@@ -67,7 +67,8 @@ pub(super) fn folder(work: &Work<'_>, name: &str, arch: Arch) -> Result<(PathBuf
         |staging| {
             let packages = work.set(SetKind::Tool, name, arch)?;
             let drop: Vec<String> = tools::DROP.iter().map(|d| (*d).to_owned()).collect();
-            let mut tree = merge::merge(packages.iter().map(|p| &p.tree), &Filter::new(&drop, &[])?)?;
+            let mut tree = merge::merge(packages.iter().map(|p| &p.tree), &Filter::new(&drop, &[])?)
+                .map_err(|error| error.asked_in(AskedIn::Set(name)))?;
             let set = work.project.tools.set.get(name).ok_or_else(|| unknown(work, name))?;
             alternatives(&mut tree, &set.alternatives)
                 .with_context(|| format!("images/tools.toml, set `{name}`"))?;

@@ -14,7 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
 use crate::lock::time;
-use crate::spec::{SCHEMA, Size, nearest, parse};
+use crate::spec::text::{is_left_behind, refuse_crlf};
+use crate::spec::{self, SCHEMA, Size, nearest, parse};
 use crate::tree::TreePath;
 
 /// Folder of the recipes in a project.
@@ -217,7 +218,7 @@ impl Recipes {
         for entry in entries {
             let entry = entry?;
             let name = entry.file_name().to_string_lossy().into_owned();
-            if entry.file_type()?.is_dir() && !name.starts_with('.') {
+            if entry.file_type()?.is_dir() && !is_left_behind(&name) {
                 recipes.0.insert(name.clone(), Recipe::load(&entry.path(), &name)?);
             }
         }
@@ -300,7 +301,7 @@ pub(crate) const OWN_ENV: [&str; 12] = [
 ];
 
 impl Recipe {
-    /// Reads the recipe in `folder`. Hidden files and those that editors leave behind (`name~`) are no part of it.
+    /// Reads the recipe in `folder`. Hidden files and those that editors leave behind (`name~`, `#name#`) are no part of it.
     fn load(folder: &Path, name: &str) -> Result<Self> {
         let shown = format!("{FOLDER}/{name}/{FILE}");
         let refuse = |why: String| Failure::new(Kind::Input, why);
@@ -309,11 +310,16 @@ impl Recipe {
             let text = format!("{FOLDER}/{name}: a recipe's name has small letters, digits and . - _ + only");
             return Err(refuse(text).into());
         }
-        let text = fs::read_to_string(folder.join(FILE))
+        let text = spec::text::read(&folder.join(FILE))
             .map_err(|e| refuse(format!("{shown} cannot be read")).because(e))?;
         let spec: RecipeSpec = parse(&shown, &text)?;
         let mut files = BTreeMap::new();
         read_files(folder, Path::new(""), &mut files).with_context(|| format!("reading recipe {name}"))?;
+        for (path, file) in &files {
+            // The script is one whatever it is called.
+            let to = (*path == spec.script).then_some("build.sh");
+            refuse_crlf(&format!("{FOLDER}/{name}/{path}"), to, &file.bytes)?;
+        }
         let recipe = Recipe { name: name.to_owned(), spec, files };
         recipe.check().map_err(|why| refuse(format!("{shown}: {why}")))?;
         Ok(recipe)
@@ -403,7 +409,7 @@ fn read_files(folder: &Path, below: &Path, files: &mut BTreeMap<String, RecipeFi
         let entry = entry?;
         let name = entry.file_name();
         let Some(text) = name.to_str() else { continue };
-        if text.starts_with('.') || text.ends_with('~') || (below.as_os_str().is_empty() && text == FILE) {
+        if is_left_behind(text) || (below.as_os_str().is_empty() && text == FILE) {
             continue;
         }
         let path = below.join(text);

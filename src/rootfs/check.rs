@@ -365,6 +365,20 @@ mod tests {
     }
 
     #[test]
+    fn a_script_with_crlf_is_named_as_such_and_shows_no_carriage_return() {
+        let mut tree = sound();
+        put(&mut tree, "usr/bin/a", Entry::file(0o755, "#!/bin/prog\r\nx\r\n", "p")).unwrap();
+        put(&mut tree, "usr/bin/b", Entry::file(0o755, "#!/bin/prog -e\r\n", "p")).unwrap();
+        let mut facts = Facts::new();
+        scan(&tree, &mut facts).unwrap();
+        let found = check(&tree, &facts, &ldcache::AMD64, &Allow::default()).unwrap();
+        assert_eq!(found.len(), 2, "{found:?}");
+        for finding in &found {
+            assert!(finding.text.contains("ends with CR LF") && !finding.text.contains('\r'), "{finding:?}");
+        }
+    }
+
+    #[test]
     fn missing_libraries_are_found_and_origin_is_followed() {
         breaks(
             |t| {

@@ -1,10 +1,11 @@
 //! Packages to one root: every package's tree laid over the others, less what the profile drops.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
+use crate::error::Failure;
 use crate::tree::{Entry, Kind, Tree, TreeError, TreePath};
 
 /// Top-level folders that are links into /usr on a merged system (file-hierarchy(7)), longest first.
@@ -14,16 +15,9 @@ const MERGED: [(&str, &str); 4] =
 /// Why packages do not make one root.
 #[derive(Debug, thiserror::Error)]
 pub enum MergeError {
-    /// Two packages bring different things at one path, and neither says that it replaces the other.
-    #[error("/{path} comes from both {first} and {second}, and differs: drop one of them in the profile")]
-    Conflict {
-        /// Where.
-        path: TreePath,
-        /// The package that brought it first.
-        first: Arc<str>,
-        /// The package that brought it again.
-        second: Arc<str>,
-    },
+    /// Packages bring different things at the same paths: all of them, by the packages that brought a path first and again.
+    #[error("packages bring different files at the same paths\n{}", shown(.0))]
+    Conflicts(BTreeMap<(Arc<str>, Arc<str>), Vec<TreePath>>),
     /// A package's path leads through something that is no directory.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -35,6 +29,60 @@ pub enum MergeError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+/// How many paths of a pair of packages an error names.
+const SHOWN: usize = 12;
+
+fn shown(conflicts: &BTreeMap<(Arc<str>, Arc<str>), Vec<TreePath>>) -> String {
+    let mut lines = Vec::new();
+    for ((first, second), paths) in conflicts {
+        let count = if paths.len() == 1 { "1 path".to_owned() } else { format!("{} paths", paths.len()) };
+        lines.push(format!("  {first} and {second}, {count}:"));
+        lines.extend(paths.iter().take(SHOWN).map(|path| format!("    /{path}")));
+        if paths.len() > SHOWN {
+            lines.push(format!("    and {} more", paths.len() - SHOWN));
+        }
+    }
+    lines.join("\n")
+}
+
+/// Where packages that do not fit together are asked for, and so what can be done.
+#[derive(Debug, Clone, Copy)]
+pub enum AskedIn<'a> {
+    /// A profile or machine, in this TOML file.
+    Profile(&'a str),
+    /// The tool set of this name.
+    Set(&'a str),
+}
+
+impl MergeError {
+    /// The error with its remedies.
+    pub fn asked_in(self, place: AskedIn<'_>) -> Failure {
+        let failure = Failure::new(crate::error::Kind::Input, self.to_string());
+        let MergeError::Conflicts(conflicts) = self else { return failure };
+        let failure = failure.hint(match place {
+            AskedIn::Profile(file) => format!(
+                "leave one package of each pair out: `packages.install` or `packages.remove` in {file}"
+            ),
+            AskedIn::Set(set) => {
+                format!("leave one package of each pair out of the set `{set}` in images/tools.toml")
+            }
+        });
+        let failure = match place {
+            AskedIn::Set(_) => failure,
+            AskedIn::Profile(file) => {
+                let paths: BTreeSet<String> =
+                    conflicts.values().flatten().map(|path| format!("/{path}")).collect();
+                let listed: Vec<&String> = paths.iter().take(SHOWN).collect();
+                let more = if paths.len() > SHOWN { ", and so on: globs are allowed" } else { "" };
+                failure.hint(format!(
+                    "if nobody needs these files: `drop.paths = {listed:?}`{more} in {file} leaves those of both packages out; `[files]` may bring another"
+                ))
+            }
+        };
+        failure.hint("dpkg-divert, by which such packages make way for each other elsewhere, is a command of their scripts, and kiln runs none")
+    }
 }
 
 /// Compiles globs of a TOML file. `*` stays within a path component, `**` does not.
@@ -66,8 +114,10 @@ impl Filter {
 
     /// Whether the entry at `path` goes. Directories stay until they are empty: see [`merge`].
     fn drops(&self, path: &TreePath) -> bool {
-        let absolute = format!("/{path}");
-        self.drop.is_match(&absolute) && !self.keep.is_match(&absolute)
+        // By the path in the package and by the one in the image, which is the one that errors name.
+        let paths = [format!("/{path}"), format!("/{}", merged(path))];
+        let any = |globs: &GlobSet| paths.iter().any(|path| globs.is_match(path));
+        any(&self.drop) && !any(&self.keep)
     }
 }
 
@@ -75,6 +125,7 @@ impl Filter {
 /// first one's mode and owner stand, as with dpkg. Other paths may come twice only if they are equal.
 pub fn merge<'a>(trees: impl IntoIterator<Item = &'a Tree>, filter: &Filter) -> Result<Tree, MergeError> {
     let mut root = Tree::new();
+    let mut conflicts = BTreeMap::new();
     for tree in trees {
         // Directories that hold nothing but dropped files go too; an empty directory that the package ships on purpose stays.
         let mut holds: BTreeMap<&str, (usize, usize)> = BTreeMap::new();
@@ -86,17 +137,17 @@ pub fn merge<'a>(trees: impl IntoIterator<Item = &'a Tree>, filter: &Filter) -> 
                 count.1 += usize::from(gone);
             }
             if !gone {
-                add(&mut root, path, entry)?;
+                add(&mut root, path, entry, &mut conflicts)?;
             }
         }
         for (path, entry) in tree.iter().filter(|(_, e)| e.is_dir()) {
             let emptied = holds.get(path.as_str()).is_some_and(|(all, gone)| all == gone);
             if !emptied && !filter.drops(path) {
-                add(&mut root, path, entry)?;
+                add(&mut root, path, entry, &mut conflicts)?;
             }
         }
     }
-    Ok(root)
+    if conflicts.is_empty() { Ok(root) } else { Err(MergeError::Conflicts(conflicts)) }
 }
 
 /// The path on a merged system: `/lib/x` of an old package is `/usr/lib/x`.
@@ -110,7 +161,12 @@ fn merged(path: &TreePath) -> TreePath {
     path.clone()
 }
 
-fn add(root: &mut Tree, path: &TreePath, entry: &Entry) -> Result<(), MergeError> {
+fn add(
+    root: &mut Tree,
+    path: &TreePath,
+    entry: &Entry,
+    conflicts: &mut BTreeMap<(Arc<str>, Arc<str>), Vec<TreePath>>,
+) -> Result<(), MergeError> {
     let path = merged(path);
     match root.get(&path) {
         None => {}
@@ -129,8 +185,9 @@ fn add(root: &mut Tree, path: &TreePath, entry: &Entry) -> Result<(), MergeError
         }
         Some(old) if old.kind == entry.kind && old.meta.mode == entry.meta.mode => return Ok(()),
         Some(old) => {
-            let (first, second) = (old.owner.clone(), entry.owner.clone());
-            return Err(MergeError::Conflict { path, first, second });
+            // The others are wanted, too: one error for all of them.
+            conflicts.entry((old.owner.clone(), entry.owner.clone())).or_default().push(path);
+            return Ok(());
         }
     }
     root.insert(path, entry.clone())?;
@@ -173,8 +230,74 @@ mod tests {
         );
         assert_eq!(merge([&a, &b], &no_filter()).unwrap().get("etc/x").unwrap().owner.as_ref(), "a");
         let c = tree(&[("etc/x", Entry::file(0o644, "2", "c"))]);
-        let error = merge([&a, &c], &no_filter()).unwrap_err().to_string();
-        assert_eq!(error, "/etc/x comes from both a and c, and differs: drop one of them in the profile");
+        assert!(merge([&a, &c], &no_filter()).is_err());
+    }
+
+    #[test]
+    fn packages_that_divert_each_others_files_are_told_with_all_paths_at_once_and_what_to_do() {
+        let file = |path: &'static str, text: &str, owner: &str| (path, Entry::file(0o644, text, owner));
+        let doc = "usr/share/vim/vim91/doc";
+        let (help, tags): (&'static str, &'static str) =
+            (format!("{doc}/help.txt").leak(), format!("{doc}/tags").leak());
+        let tiny = tree(&[
+            file(help, "stub", "vim-tiny"),
+            file(tags, "stub", "vim-tiny"),
+            file("usr/lib/a", "1", "vim-tiny"),
+            file("usr/share/same", "1", "vim-tiny"),
+        ]);
+        let runtime = tree(&[
+            file(help, "whole", "vim-runtime"),
+            file(tags, "whole", "vim-runtime"),
+            file("usr/share/same", "1", "vim-runtime"),
+        ]);
+        let other = tree(&[file("lib/a", "2", "other")]);
+        let error = merge([&runtime, &tiny, &other], &no_filter()).unwrap_err();
+        let failure = error.asked_in(AskedIn::Profile("profiles/server.toml"));
+        insta::assert_snapshot!(failure, @r"
+        packages bring different files at the same paths
+          vim-runtime and vim-tiny, 2 paths:
+            /usr/share/vim/vim91/doc/help.txt
+            /usr/share/vim/vim91/doc/tags
+          vim-tiny and other, 1 path:
+            /usr/lib/a
+        ");
+        let hints = failure.hints().join("\n");
+        for word in [
+            "packages.remove",
+            "profiles/server.toml",
+            "dpkg-divert",
+            r#"drop.paths = ["/usr/lib/a", "/usr/share/vim/vim91/doc/help.txt", "/usr/share/vim/vim91/doc/tags"]"#,
+        ] {
+            assert!(hints.contains(word), "{word}: {hints}");
+        }
+        // What the hint says helps, also where a package has the old path.
+        let drop = ["/usr/lib/a".to_owned(), format!("/{help}"), format!("/{tags}")];
+        let root = merge([&runtime, &tiny, &other], &Filter::new(&drop, &[]).unwrap()).unwrap();
+        assert_eq!(paths(&root), ["usr", "usr/share", "usr/share/same"]);
+    }
+
+    #[test]
+    fn of_many_conflicts_some_are_shown_and_all_are_counted() {
+        let files = |owner: &str, text: &str| {
+            let mut tree = Tree::new();
+            for number in 0..100 {
+                tree.insert(
+                    TreePath::new(&format!("usr/{number:03}")).unwrap(),
+                    Entry::file(0o644, text, owner),
+                )
+                .unwrap();
+            }
+            tree
+        };
+        let error = merge([&files("a", "1"), &files("b", "2")], &no_filter()).unwrap_err();
+        let failure = error.asked_in(AskedIn::Set("x"));
+        let text = failure.to_string();
+        assert!(
+            text.contains("a and b, 100 paths") && text.contains("/usr/011") && !text.contains("/usr/012"),
+            "{text}"
+        );
+        assert!(text.contains("and 88 more"), "{text}");
+        assert!(failure.hints()[0].contains("set `x`"), "{:?}", failure.hints());
     }
 
     #[test]

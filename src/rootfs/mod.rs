@@ -102,7 +102,8 @@ pub fn compose(from: &Ingredients<'_>) -> Result<Root> {
 fn lay(from: &Ingredients<'_>) -> Result<Tree> {
     let layer = &from.profile.layer;
     let filter = merge::Filter::new(&layer.drop.paths, &layer.drop.keep)?;
-    let mut tree = merge::merge(from.packages.iter().map(|p| &p.tree), &filter)?;
+    let mut tree = merge::merge(from.packages.iter().map(|p| &p.tree), &filter)
+        .map_err(|error| error.asked_in(merge::AskedIn::Profile(&from.profile.file)))?;
     let release = &from.kernel.release;
     // The kernel boots from the UKI; in the root its file would only be a second copy. Its configuration stays.
     tree.remove(&format!("boot/vmlinuz-{release}"));

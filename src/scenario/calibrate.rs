@@ -1,13 +1,15 @@
 //! How much longer guests take here than on the machine that limits are written for.
 //!
 //! A limit in a scenario is what something may take under KVM on a machine that is not busy. What a guest takes under TCG depends on
-//! the emulator, on the host's CPU and on what else runs there; so it is measured, by a guest. It does the same few
-//! instructions again and again (arithmetic, and memory on x86) and says so by a byte each time. kiln counts for [`SAMPLE`]
-//! how many come. [`Calibration::slowdown`] is [`tcg_rate`] over that rate, times [`TCG_BOOT`]: how much longer a boot takes under
-//! TCG than under KVM where that rate was measured. So a CPU half as fast, or one that another program has half of, gives twice the slowdown,
+//! the emulator and on the host's CPU; so it is measured, by a guest. It does the same few
+//! instructions again and again (arithmetic, and memory on x86) and says so by a byte each time. kiln counts
+//! how many come in the CPU time that QEMU had. [`Calibration::slowdown`] is [`tcg_rate`] over that rate, times [`TCG_BOOT`]: how much longer a
+//! boot takes under TCG than under KVM where that rate was measured. So a CPU half as fast gives twice the slowdown,
 //! and under KVM, where the guest is several times faster, there is none.
 //!
-//! Nodes that boot at once share the host's CPUs; [`Calibration::crowd`] says how much that costs.
+//! Nodes that boot at once share the host's CPUs; [`Calibration::crowd`] says how much that costs. Other programs have the CPUs at times: a
+//! moment says little about the next hour. So what they take is measured apart, as the time that the guest could have run and did
+//! not, counts up to [`MOST_BUSY`], and is measured again all through a run ([`Calibration::busy_as`]).
 
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -19,9 +21,14 @@ use crate::arch::Arch;
 use crate::error::{Failure, Kind};
 use crate::exec::Tool;
 use crate::qemu::accel::{self, Accel};
+use crate::qemu::usage::Usage;
 
 /// How long the guest is watched.
 const SAMPLE: Duration = Duration::from_millis(800);
+/// The CPU time that it must have had, on a machine that is busy.
+const ENOUGH: Duration = Duration::from_millis(300);
+/// And how long that is waited for.
+const LONGEST: Duration = Duration::from_secs(6);
 /// How long it may take until the guest begins: QEMU itself starts in a fifth of a second on an idle machine.
 const START: Duration = Duration::from_secs(20);
 /// How often its bytes are counted.
@@ -43,8 +50,12 @@ fn tcg_rate(arch: Arch) -> f64 {
     }
 }
 
-/// The worst that is believed: a guest that got next to no time says little about the next minutes.
-const MOST: f64 = 60.0;
+/// The slowest CPU that is believed, six times slower under TCG than the one that was measured: what is slower than that is a mistake in
+/// the measurement, and no machine with the memory that nodes take.
+const MOST: f64 = 6.0 * TCG_BOOT;
+/// How much longer limits become because of other programs, at most. They may end at any time, and a step that waits for a stuck
+/// machine must not wait for hours because of them.
+pub const MOST_BUSY: f64 = 2.0;
 
 /// What was measured of an accelerator.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,8 +64,33 @@ pub struct Calibration {
     pub accel: Accel,
     /// CPUs of the host that kiln may use.
     pub cpus: u32,
-    /// How much longer one guest takes than under KVM on a machine that is not busy; at least 1.
+    /// How much longer one guest takes than under KVM, on a CPU of its own; at least 1.
     pub slowdown: f64,
+    /// CPUs that other programs would keep busy just now.
+    pub others: f64,
+}
+
+/// What the guest that measures did in a while.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Sample {
+    /// Bytes that it wrote.
+    bytes: u64,
+    /// What its QEMU had of the CPUs.
+    usage: Usage,
+}
+
+impl Sample {
+    /// Bytes in a second of CPU time. None at all is less than one.
+    fn rate(self) -> f64 {
+        self.bytes.max(1) as f64 / self.usage.ran.as_secs_f64().max(1e-3)
+    }
+
+    /// CPUs that others would keep busy. QEMU has one busy thread: with `n` others on `cpus` it waits `(n + 1) / cpus` times as long. Fewer
+    /// others than there are CPUs besides its own are not seen, and hold nobody up.
+    fn others(self, cpus: u32) -> f64 {
+        let stretch = self.usage.stretch();
+        if stretch < 1.1 { 0.0 } else { stretch * f64::from(cpus.max(1)) - 1.0 }
+    }
 }
 
 impl Calibration {
@@ -64,18 +100,22 @@ impl Calibration {
     /// # Errors
     /// [`Kind::Tool`] when the guest says nothing; Ctrl-C.
     pub fn measure(root: &Path, arch: Arch, accel: Accel, cpus: u32) -> Result<Self, Failure> {
-        static KNOWN: Mutex<Vec<(Arch, Accel, f64)>> = Mutex::new(Vec::new());
+        static KNOWN: Mutex<Vec<(Arch, Accel, Sample)>> = Mutex::new(Vec::new());
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = known.iter().find(|(a, b, _)| (*a, *b) == (arch, accel)).map(|(_, _, rate)| *rate);
-        let rate = match found {
-            Some(rate) => rate,
+        let found = known.iter().find(|(a, b, _)| (*a, *b) == (arch, accel)).map(|(_, _, sample)| *sample);
+        let sample = match found {
+            Some(sample) => sample,
             None => {
-                let rate = rate(root, arch, accel)?;
-                known.push((arch, accel, rate));
-                rate
+                let sample = sample(root, arch, accel)?;
+                known.push((arch, accel, sample));
+                sample
             }
         };
-        Ok(Calibration { accel, cpus, slowdown: slowdown(arch, rate) })
+        Ok(Self::of(arch, accel, cpus, sample))
+    }
+
+    fn of(arch: Arch, accel: Accel, cpus: u32, sample: Sample) -> Self {
+        Calibration { accel, cpus, slowdown: slowdown(arch, sample.rate()), others: sample.others(cpus) }
     }
 
     /// How much longer everything takes while `nodes` are busy at once, since they share the host's CPUs; at least 1.
@@ -83,9 +123,54 @@ impl Calibration {
         (nodes as f64 * BOOT_CPUS / f64::from(self.cpus.max(1))).max(1.0)
     }
 
+    /// How much longer everything takes beside the other programs that were met when it was measured, while `nodes` are busy at once; at
+    /// least 1 and at most [`MOST_BUSY`].
+    pub fn busy(&self, nodes: usize) -> f64 {
+        let wanted = nodes as f64 * BOOT_CPUS + self.others;
+        (wanted / f64::from(self.cpus.max(1)) / self.crowd(nodes)).clamp(1.0, MOST_BUSY)
+    }
+
+    /// As [`Calibration::busy`] for nodes that really run, and had so much of the CPUs lately: `nodes` of them want no more than was
+    /// counted with, so whatever they waited for beyond that was others'.
+    pub fn busy_as(&self, nodes: usize, usage: Usage) -> f64 {
+        (usage.stretch() / self.crowd(nodes)).clamp(1.0, MOST_BUSY)
+    }
+
+    /// What limits are multiplied by while `nodes` are on and nothing else runs.
+    pub fn quiet(&self, nodes: usize) -> f64 {
+        self.slowdown * self.crowd(nodes)
+    }
+
     /// What limits are multiplied by while `nodes` are on.
     pub fn factor(&self, nodes: usize) -> f64 {
-        self.slowdown * self.crowd(nodes)
+        self.quiet(nodes) * self.busy(nodes)
+    }
+
+    /// Of what [`Calibration::factor`] is made, for people.
+    pub fn why(&self, nodes: usize) -> Vec<String> {
+        let (cpus, crowd) = (self.cpus, self.crowd(nodes));
+        let cores = if cpus == 1 { "core" } else { "cores" };
+        let many = if nodes == 1 { "1 node has".to_owned() } else { format!("{nodes} nodes share") };
+        let (slowdown, accel) = (self.slowdown, self.accel.word());
+        let mut why = vec![if slowdown < MOST {
+            format!("{slowdown:.1} for {accel}, by the CPU time of a test guest")
+        } else {
+            format!(
+                "{slowdown:.1} for {accel}: a core of this machine seems even slower, which is not believed"
+            )
+        }];
+        if crowd > 1.0 {
+            why.push(format!("{crowd:.1} since {many} {cpus} {cores}"));
+        }
+        let busy = self.busy(nodes);
+        if busy > 1.0 {
+            let capped = if busy < MOST_BUSY { "" } else { ", and no more, since they may end at any time" };
+            why.push(format!(
+                "{busy:.1} since other programs want {:.1} cores just now{capped}",
+                self.others
+            ));
+        }
+        why
     }
 
     /// How long `nodes` take to boot at once.
@@ -98,8 +183,8 @@ fn slowdown(arch: Arch, rate: f64) -> f64 {
     (TCG_BOOT * tcg_rate(arch) / rate.max(f64::MIN_POSITIVE)).clamp(1.0, MOST)
 }
 
-/// Bytes per second of the guest.
-fn rate(root: &Path, arch: Arch, accel: Accel) -> Result<f64, Failure> {
+/// Lets the guest run for a while.
+fn sample(root: &Path, arch: Arch, accel: Accel) -> Result<Sample, Failure> {
     let wrong = |what: String| Failure::new(Kind::Tool, format!("measuring {}: {what}", accel.word()));
     let io = |error: std::io::Error| wrong(error.to_string());
     let emulator = Tool::from_tree(root, crate::qemu::emulator(arch))?;
@@ -120,15 +205,19 @@ fn rate(root: &Path, arch: Arch, accel: Accel) -> Result<f64, Failure> {
             );
         }
     }
-    let (from, first) = (Instant::now(), count());
-    while from.elapsed() < SAMPLE {
+    let (from, first, before) = (Instant::now(), count(), Usage::of(child.id()));
+    let mut usage = Usage::default();
+    while from.elapsed() < SAMPLE || (usage.ran < ENOUGH && from.elapsed() < LONGEST) {
         child.wait(STEP)?;
+        usage = match (before, Usage::of(child.id())) {
+            (Some(before), Some(now)) => now.since(before),
+            // A kernel that does not count: all of the time was the guest's.
+            _ => Usage { ran: from.elapsed(), waited: Duration::ZERO },
+        };
     }
-    let (took, bytes) = (from.elapsed(), count().saturating_sub(first));
-    // None at all in that time is less than one.
-    let rate = bytes.max(1) as f64 / took.as_secs_f64();
-    tracing::debug!(accel = accel.word(), rate, start = ?from.duration_since(begin), "guest measured");
-    Ok(rate)
+    let sample = Sample { bytes: count().saturating_sub(first), usage };
+    tracing::debug!(accel = accel.word(), ?sample, start = ?from.duration_since(begin), "guest measured");
+    Ok(sample)
 }
 
 fn guest_bytes(arch: Arch) -> Vec<u8> {
@@ -212,9 +301,75 @@ mod tests {
         assert!((slowdown(Arch::Amd64, rate / 2.0) - 2.0 * TCG_BOOT).abs() < 1e-9);
         assert!((slowdown(Arch::Amd64, rate * 100.0) - 1.0).abs() < 1e-9);
         assert!((slowdown(Arch::Amd64, 0.0) - MOST).abs() < 1e-9);
-        let calibration = Calibration { accel: Accel::Kvm, cpus: 8, slowdown: 1.0 };
+        let calibration = Calibration { accel: Accel::Kvm, cpus: 8, slowdown: 1.0, others: 0.0 };
         assert!((calibration.factor(4) - 1.0).abs() < 1e-9);
         let small = Calibration { cpus: 2, ..calibration };
         assert!((small.factor(1) - 1.0).abs() < 1e-9 && small.factor(4) > 2.0);
+    }
+
+    fn sample(bytes: u64, ran: u64, waited: u64) -> Sample {
+        let ms = Duration::from_millis;
+        Sample { bytes, usage: Usage { ran: ms(ran), waited: ms(waited) } }
+    }
+
+    /// As recorded on a machine of two cores: quiet, beside 2 and 4 programs that keep a core busy each, and beside 26.
+    #[test]
+    fn a_busy_machine_is_no_slow_machine_and_makes_limits_longer_by_no_more_than_the_cap() {
+        let of = |sample| Calibration::of(Arch::Amd64, Accel::Tcg, 2, sample);
+        let quiet = of(sample(552, 800, 4));
+        assert!((quiet.slowdown - TCG_BOOT).abs() < 0.1 && quiet.others == 0.0, "{quiet:?}");
+        assert!((quiet.factor(4) - quiet.quiet(4)).abs() < 1e-9);
+        let mut last = quiet.factor(4);
+        for (beside, sample) in
+            [(2.0, sample(365, 530, 270)), (4.0, sample(220, 320, 480)), (26.0, sample(41, 60, 780))]
+        {
+            let busy = of(sample);
+            assert!((busy.slowdown / quiet.slowdown - 1.0).abs() < 0.05, "the same CPU: {busy:?}");
+            assert!((busy.others - beside).abs() < 1.1, "{beside}: {busy:?}");
+            let factor = busy.factor(4);
+            assert!(factor >= last && factor <= quiet.quiet(4) * MOST_BUSY * 1.05, "{factor} {busy:?}");
+            last = factor;
+        }
+        // It was 124.1.
+        assert!(last < 35.0, "{last}");
+    }
+
+    #[test]
+    fn a_guest_that_gets_next_to_nothing_is_not_believed() {
+        for sample in [sample(0, 0, 6000), sample(0, 1, 0), sample(1, 6000, 0), sample(0, 0, 0)] {
+            let calibration = Calibration::of(Arch::Amd64, Accel::Tcg, 2, sample);
+            assert!(calibration.slowdown <= MOST && calibration.busy(4) <= MOST_BUSY, "{calibration:?}");
+            assert!(calibration.factor(4).is_finite() && calibration.factor(4) <= 200.0, "{calibration:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_sees_what_others_take_and_not_what_its_own_nodes_take_of_each_other() {
+        let calibration = Calibration { accel: Accel::Tcg, cpus: 2, slowdown: 5.0, others: 0.0 };
+        let usage =
+            |ran, waited| Usage { ran: Duration::from_secs(ran), waited: Duration::from_secs(waited) };
+        // Four nodes want 6.4 cores and have two.
+        assert!((calibration.busy_as(4, usage(20, 44)) - 1.0).abs() < 0.01);
+        assert!((calibration.busy_as(4, usage(20, 76)) - 1.5).abs() < 0.01);
+        assert!((calibration.busy_as(4, usage(2, 600)) - MOST_BUSY).abs() < 1e-9);
+        assert!((calibration.busy_as(4, Usage::default()) - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_the_factor_is_made_of_is_said() {
+        let quiet = Calibration { accel: Accel::Tcg, cpus: 2, slowdown: 5.0, others: 0.0 };
+        assert_eq!(
+            quiet.why(4),
+            ["5.0 for TCG, by the CPU time of a test guest", "3.2 since 4 nodes share 2 cores"]
+        );
+        let busy = Calibration { others: 2.0, ..quiet };
+        assert_eq!(busy.why(4)[2], "1.3 since other programs want 2.0 cores just now");
+        let full = Calibration { others: 26.0, ..quiet };
+        assert_eq!(
+            full.why(4)[2],
+            "2.0 since other programs want 26.0 cores just now, and no more, since they may end at any time"
+        );
+        let slow = Calibration { slowdown: MOST, ..quiet };
+        assert!(slow.why(1)[0].contains("is not believed"), "{:?}", slow.why(1));
     }
 }

@@ -75,6 +75,16 @@ pub struct Plan {
     pub host_cpus: u32,
     /// What the limits of steps are multiplied by.
     pub factor: f64,
+    /// How much of it is for the accelerator and the CPU, by the CPU time that a test guest took.
+    pub slowdown: f64,
+    /// How much of it is for nodes that share the CPUs.
+    pub crowd: f64,
+    /// How much of it is for what else runs on the machine.
+    pub busy: f64,
+    /// CPUs that other programs want just now.
+    pub other_cpus: f64,
+    /// The same for people.
+    pub reasons: Vec<String>,
     /// About how long it takes.
     pub seconds: u64,
     /// The same for people: `TCG, 2 cores: about 6 minutes`.
@@ -160,6 +170,11 @@ impl Plan {
             accelerator: accelerator.to_owned(),
             host_cpus: calibration.cpus,
             factor,
+            slowdown: calibration.slowdown,
+            crowd: calibration.crowd(peak.nodes),
+            busy: calibration.busy(peak.nodes),
+            other_cpus: calibration.others,
+            reasons: calibration.why(peak.nodes),
             seconds,
             estimate: format!("{accelerator}, {} {cores}: about {}", calibration.cpus, about(seconds)),
             limit_seconds: scenario.limit.scaled(factor).as_secs(),
@@ -176,9 +191,17 @@ impl Plan {
     pub fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!("{}: {}", self.file, self.description), String::new()];
         lines.push(self.estimate.clone());
+        if self.factor > 1.0 {
+            lines.push(format!(
+                "limits are {:.1} times those of the file: {}",
+                self.factor,
+                self.reasons.join("; times ")
+            ));
+        } else {
+            lines.push("limits are those of the file".to_owned());
+        }
         lines.push(format!(
-            "limits are {:.1} times those of the file; the run is given up after {}",
-            self.factor,
+            "the run is given up after {}; a step before its limit if no machine does anything for the time that the file gives it",
             about(self.limit_seconds)
         ));
         lines.push(format!(

@@ -10,8 +10,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::layer::FileSpec;
-use super::nearest;
 use super::project::{Tools, check_file, check_schema, read};
+use super::{nearest, text};
 use crate::error::{Failure, Kind};
 use crate::oci::reference::Reference;
 
@@ -40,6 +40,10 @@ pub struct ContainerSpec {
     /// Globs, absolute, of what stays of packages and outputs; default: everything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep: Vec<String>,
+    /// Globs, absolute, of what keeps the owner, the set-user-id and set-group-id bits and the capabilities that its package gave it.
+    /// Everything else from packages belongs to root and loses them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub privileges: Vec<String>,
     /// Further files, links and folders, by absolute path. A `source` lies beside this TOML file.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub files: BTreeMap<String, FileSpec>,
@@ -70,19 +74,15 @@ pub(super) fn load_all(dir: &Path, tools: &Tools) -> Result<BTreeMap<String, Con
     if !folder.is_dir() {
         return Ok(all);
     }
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "toml") {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let container = ContainerSpec::load(dir, &name, tools)?;
-            if let Some((twin, _)) = all.iter().find(|(_, other)| other.reference == container.reference) {
-                let text = format!("{FOLDER}: {twin}.toml and {name}.toml have the same `reference`");
-                return Err(Failure::new(Kind::Input, text)
-                    .hint("containerd would keep only one of both: rename one")
-                    .into());
-            }
-            all.insert(name, container);
+    for name in text::stems(&folder)? {
+        let container = ContainerSpec::load(dir, &name, tools)?;
+        if let Some((twin, _)) = all.iter().find(|(_, other)| other.reference == container.reference) {
+            let text = format!("{FOLDER}: {twin}.toml and {name}.toml have the same `reference`");
+            return Err(Failure::new(Kind::Input, text)
+                .hint("containerd would keep only one of both: rename one")
+                .into());
         }
+        all.insert(name, container);
     }
     Ok(all)
 }
@@ -103,6 +103,7 @@ impl ContainerSpec {
             if let Some(source) = &spec.source {
                 let from = dir.join(FOLDER).join(source);
                 let bytes = fs::read(&from).with_context(|| format!("{file}: the source of {path}"))?;
+                text::refuse_crlf(&format!("{FOLDER}/{source}"), Some(path), &bytes)?;
                 container.sources.insert(path.clone(), bytes);
             }
         }
@@ -131,7 +132,7 @@ impl ContainerSpec {
                 ));
             }
             let own = [
-                self.keep.is_empty(),
+                self.keep.is_empty() && self.privileges.is_empty(),
                 self.files.is_empty(),
                 self.entrypoint.is_empty(),
                 self.cmd.is_empty(),

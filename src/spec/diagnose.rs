@@ -6,12 +6,13 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use anyhow::Result;
 use serde::de::DeserializeOwned;
 
-use super::SCHEMA;
+use super::{SCHEMA, text};
 use crate::error::{Failure, Kind};
 
 /// Parses the text of the TOML file that people know as `name`. Unknown keys get the nearest known one.
 pub fn parse<T: DeserializeOwned>(name: &str, text: &str) -> Result<T> {
-    toml::from_str(text).map_err(|error| explain(name, text, &error).into())
+    let text = text::normal(text);
+    toml::from_str(&text).map_err(|error| explain(name, &text, &error).into())
 }
 
 /// A file of another version has other keys: that it is one is the better message.

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::project::{check_schema, read};
+use super::text;
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
 use crate::lock::time;
@@ -73,12 +74,8 @@ pub(super) fn load_all(dir: &Path) -> Result<BTreeMap<String, KernelSource>> {
     if !folder.is_dir() {
         return Ok(all);
     }
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "toml") {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            all.insert(name.clone(), KernelSource::load(dir, &name)?);
-        }
+    for name in text::stems(&folder)? {
+        all.insert(name.clone(), KernelSource::load(dir, &name)?);
     }
     Ok(all)
 }
@@ -99,7 +96,7 @@ impl KernelSource {
         for fragment in &kernel.fragments {
             let path = inside(FRAGMENTS, &format!("{fragment}.config"))
                 .map_err(|why| refuse(format!("`fragments`: {why}")))?;
-            let text = fs::read_to_string(dir.join(&path)).with_context(|| format!("{file}: `fragments`"))?;
+            let text = text::read(&dir.join(&path)).with_context(|| format!("{file}: `fragments`"))?;
             kernel.fragment_texts.push((path, text));
         }
         for patch in &kernel.patches {

@@ -26,6 +26,7 @@ mod k3s;
 mod kernel;
 mod layer;
 mod project;
+pub(crate) mod text;
 
 pub use cilium::{Cilium, CiliumBgp, Encryption};
 pub use container::ContainerSpec;

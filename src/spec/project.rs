@@ -12,7 +12,7 @@ use super::container::{self, ContainerSpec};
 use super::diagnose::nearest;
 use super::kernel::{self, KernelSource};
 use super::layer::{FileSpec, Flavour, Layer, Role};
-use super::{SCHEMA, parse};
+use super::{SCHEMA, parse, text};
 use crate::arch::Arch;
 use crate::contract::data::{Component, Contracts, DataError};
 use crate::error::{Failure, Kind};
@@ -273,7 +273,7 @@ impl Project {
 }
 
 pub(super) fn read<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Result<T> {
-    parse(name, &fs::read_to_string(dir.join(name)).map_err(|e| missing(name, e))?)
+    parse(name, &text::read(&dir.join(name)).map_err(|e| missing(name, e))?)
 }
 
 /// Everything in images/kernel/.
@@ -283,15 +283,11 @@ fn contracts(dir: &Path) -> Result<Contracts> {
     if !folder.is_dir() {
         return Ok(Contracts::default());
     }
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "toml") {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let file = format!("images/kernel/{name}.toml");
-            let component: Component = read(dir, &file)?;
-            check_schema(&file, component.schema)?;
-            components.insert(name, component);
-        }
+    for name in text::stems(&folder)? {
+        let file = format!("images/kernel/{name}.toml");
+        let component: Component = read(dir, &file)?;
+        check_schema(&file, component.schema)?;
+        components.insert(name, component);
     }
     Contracts::new(components).map_err(|error| explain(&error).into())
 }
@@ -324,12 +320,8 @@ impl Profile {
     /// All profiles or machines in `folder`, by name.
     fn load_all(dir: &Path, folder: &str) -> Result<BTreeMap<String, Self>> {
         let mut all = BTreeMap::new();
-        for entry in fs::read_dir(dir.join(folder))? {
-            let path = entry?.path();
-            if path.extension().is_some_and(|e| e == "toml") {
-                let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                all.insert(name.clone(), Profile::load(dir, folder, &name)?);
-            }
+        for name in text::stems(&dir.join(folder))? {
+            all.insert(name.clone(), Profile::load(dir, folder, &name)?);
         }
         Ok(all)
     }
@@ -361,6 +353,7 @@ impl Profile {
             for name in &k3s.manifests {
                 let from = format!("{MANIFESTS}/{name}.yaml");
                 let bytes = fs::read(dir.join(&from)).with_context(|| format!("{file}: `k3s.manifests`"))?;
+                text::refuse_crlf(&from, None, &bytes)?;
                 profile.sources.insert(manifest_path(name), bytes);
             }
         }
@@ -381,7 +374,7 @@ impl Profile {
         if !done.insert(file.to_owned()) {
             return Ok(());
         }
-        let layer: Layer = match fs::read_to_string(dir.join(file)) {
+        let layer: Layer = match text::read(&dir.join(file)) {
             Ok(text) => parse(file, &text)?,
             Err(error) => {
                 let mut failure = missing(file, error);
@@ -420,6 +413,7 @@ impl Profile {
             if let Some(source) = &spec.source {
                 let from = dir.join(folder).join(source);
                 let bytes = fs::read(&from).with_context(|| format!("{file}: the source of {path}"))?;
+                text::refuse_crlf(&folder.join(source).display().to_string(), Some(path), &bytes)?;
                 self.sources.insert(path.clone(), bytes);
             }
         }

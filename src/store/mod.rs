@@ -28,7 +28,7 @@ pub use step::{Miss, Outcome, Output, Staging, StepDir, StepKey, StepRecord};
 pub use upkeep::{Damage, Item, ItemKind};
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +37,7 @@ use anyhow::{Context, Result};
 use fs_err as fs;
 
 use crate::digest::Digest;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Place, WritesTo};
 
 /// Number of the layout above; a store with another number is refused.
 const LAYOUT: &str = "1";
@@ -66,6 +66,10 @@ impl Store {
 
     /// Opens the store at `root`, making it if it is not there, and sweeps what dead processes left in `tmp`.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_at(root).writes_to(Place::Store, root)
+    }
+
+    fn open_at(root: &Path) -> Result<Self> {
         let fail = |e: io::Error| {
             Failure::new(Kind::Store, format!("the store {} cannot be used", root.display()))
                 .hint("set KILN_STORE to a folder that can be written")
@@ -140,9 +144,11 @@ impl Store {
     /// cut can leave a name with too few bytes, which [`Store::object`] sees by the length and readers by the digest.
     pub fn publish_object(&self, digest: Digest, from: &Path) -> Result<PathBuf> {
         let to = self.object_path(digest);
-        fs::create_dir_all(to.parent().expect("objects lie in folders"))?;
-        fs::set_permissions(from, std::os::unix::fs::PermissionsExt::from_mode(0o444))?;
-        fs::rename(from, &to)?;
+        let folder = to.parent().expect("objects lie in folders");
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::set_permissions(from, std::os::unix::fs::PermissionsExt::from_mode(0o444)))
+            .and_then(|()| fs::rename(from, &to))
+            .writes_to(Place::Store, &self.root)?;
         Ok(to)
     }
 
@@ -154,7 +160,7 @@ impl Store {
         }
         let staging = self.staging()?;
         let temp = staging.path().join("object");
-        fs::File::create(&temp)?.write_all(bytes)?;
+        fs::write(&temp, bytes).writes_to(Place::Store, &self.root)?;
         Ok((digest, self.publish_object(digest, &temp)?))
     }
 
@@ -171,7 +177,7 @@ impl Store {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let base = self.root.join("tmp").join(format!("{}-{count}", std::process::id()));
-        Staging::create(base)
+        Staging::create(base).writes_to(Place::Store, &self.root)
     }
 
     /// Where the remains of the last failed build of `name` lie, or would lie.

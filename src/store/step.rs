@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Store, lock_file, remove_tree};
 use crate::digest::Digest;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, Place, WritesTo};
 
 /// What a step is: its kind, the thing it works on, the version of the code that does it, and everything it reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -269,15 +269,18 @@ impl Store {
         if let Ok(dir) = self.find_step(key) {
             return Ok(Outcome { dir, miss: None });
         }
-        let _lock = lock_file(&self.root.join("tmp").join(format!("step-{}.lock", key.digest())))?;
+        let lock = self.root.join("tmp").join(format!("step-{}.lock", key.digest()));
+        let _lock = lock_file(&lock).writes_to(Place::Store, &self.root)?;
         let miss = match self.find_step(key) {
             Ok(dir) => return Ok(Outcome { dir, miss: None }),
             Err(miss) => miss,
         };
         started(&miss);
         let staging = self.staging()?;
-        let needs = work(&staging)?;
-        let dir = self.publish_step(key, &staging, needs)?;
+        // What the work writes is in the staging folder.
+        let dir = work(&staging)
+            .and_then(|needs| self.publish_step(key, &staging, needs))
+            .writes_to(Place::Store, &self.root)?;
         Ok(Outcome { dir, miss: Some(miss) })
     }
 

@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 use serde::Serialize;
 
 use super::device::{Bus, Disk, Machine};
-use super::layout::too_small;
+use super::layout::{SMALL, too_small};
 use super::medium::BlockDevice;
 use super::signature::{self, Class, Signature};
 use crate::error::{Failure, Kind};
@@ -140,14 +140,25 @@ impl Candidate {
         let all = overrides.len() == objections.len();
         overrides.dedup();
         if !all {
-            failure = failure.hint(match () {
-                () if self.disk.system => "take another disk; nothing overrides this",
-                () if self.unread.is_some() => "run as root: `sudo kiln flash …`",
-                () if self.disk.read_only => {
-                    "switch its write protection off: the lock of a card, `blockdev --setrw`; or take another disk"
-                }
-                () => "unmount it, switch it off (swapoff, vgchange -an, mdadm --stop, cryptsetup close), or take another disk",
-            });
+            let disk = &self.disk;
+            let busy = !(disk.mounts.is_empty() && disk.swaps.is_empty() && disk.holders.is_empty());
+            // Nothing helps with a disk that this machine runs from.
+            let remedies = [
+                (disk.system, "take another disk; nothing overrides this"),
+                (!disk.system && disk.size < wish.least, SMALL),
+                (!disk.system && self.unread.is_some(), "run as root: `sudo kiln flash …`"),
+                (
+                    !disk.system && disk.read_only,
+                    "switch its write protection off: the lock of a card, `blockdev --setrw`; or take another disk",
+                ),
+                (
+                    !disk.system && busy,
+                    "unmount it, switch it off (swapoff, vgchange -an, mdadm --stop, cryptsetup close), or take another disk",
+                ),
+            ];
+            for (_, remedy) in remedies.into_iter().filter(|(applies, _)| *applies) {
+                failure = failure.hint(remedy);
+            }
         }
         if !overrides.is_empty() {
             failure = failure.hint(format!("if what is on it can be lost: {}", overrides.join(" ")));

@@ -86,6 +86,9 @@ pub(super) fn plan(
     Ok(Layout { table: Table { guid: image.guid, sector, size, partitions: parts }, moves, end, keeps })
 }
 
+/// What to do about a disk that has no room.
+pub(super) const SMALL: &str = "take a larger disk, or make slot or var smaller in [disk] of the profile";
+
 /// The refusal of a disk that has no room.
 pub(super) fn too_small(name: &str, size: u64, needed: u64, what: &str) -> Failure {
     let text = format!(
@@ -93,8 +96,7 @@ pub(super) fn too_small(name: &str, size: u64, needed: u64, what: &str) -> Failu
         human_bytes(size),
         human_bytes(needed)
     );
-    Failure::new(Kind::Store, text)
-        .hint("take a larger disk, or make slot or var smaller in [disk] of the profile")
+    Failure::new(Kind::Store, text).hint(SMALL)
 }
 
 /// The partitions of a node's disk that stay: those behind the image, `/var` among them.

@@ -221,9 +221,19 @@ pub fn write(
 impl Work<'_> {
     fn fail(&self, doing: &str, at: u64, error: io::Error) -> Failure {
         let text = format!("{doing} {} failed at byte {at}", self.name);
-        Failure::new(Kind::Store, text)
-            .hint("it does not boot as it is now; plug it in anew and run the same command, which resumes, or take another disk")
-            .because(error)
+        let failure = Failure::new(Kind::Store, text).placed();
+        let hint = match error.kind() {
+            io::ErrorKind::StorageFull => {
+                "it does not boot as it is now; it takes nothing from this byte on, so it is smaller than it says: take another disk"
+            }
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                "it became read-only: switch its write protection off (the lock of a card, `blockdev --setrw`) and run the same command, or take another disk"
+            }
+            _ => {
+                "it does not boot as it is now; plug it in anew and run the same command, which resumes, or take another disk"
+            }
+        };
+        failure.hint(hint).because(error)
     }
 
     /// Ends the work once Ctrl-C was pressed.

@@ -10,7 +10,7 @@ use super::board::{Board, Note, Seen, Stranger, Tone};
 use super::site::{Firmware, Mode, Site};
 use crate::lock::time;
 use crate::scenario::spec::Mac;
-use crate::ui::{Bar, Ui, human_bytes, human_time};
+use crate::ui::{Bar, Ui, human_bytes, human_time, json_text};
 
 /// The event of a machine that is not in cluster.toml.
 pub const UNKNOWN: &str = "unknown";
@@ -49,7 +49,7 @@ impl<'a> Table<'a> {
 
     fn line(&self, note: &Note) {
         if self.ui.json() {
-            self.ui.result(serde_json::to_string(note).unwrap_or_default());
+            self.ui.result(json_text(&serde_json::to_string(note).unwrap_or_default()));
             return;
         }
         let mut word = note.event.to_owned();

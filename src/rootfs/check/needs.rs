@@ -62,8 +62,18 @@ pub(super) fn interpreters(look: &Look<'_>) -> Result<Vec<Found>, StepError> {
             .read_exact_at(&mut head, 0)
             .map_err(|source| StepError::Read { path: path.clone(), source })?;
         let Some(line) = shebang(&head) else { continue };
+        if allowed.is_match(format!("/{path}")) {
+            continue;
+        }
+        // Linux takes the CR for a part of the name, or of the argument.
+        if head.split(|byte| *byte == b'\n').next().is_some_and(|line| line.ends_with(b"\r")) {
+            let text = "it is a script whose first line ends with CR LF: Linux looks for an interpreter whose name ends with CR";
+            let remedy = "write the file with LF as its line end (`sed -i 's/\\r$//' FILE`)";
+            found.push(Found::new(path, text.to_owned(), remedy));
+            continue;
+        }
         let program = line.program();
-        if !runs(look, program) && !allowed.is_match(format!("/{path}")) {
+        if !runs(look, program) {
             let remedy = "add the package of the interpreter, or name the script in `allow.interpreters`";
             found.push(Found::new(path, format!("its interpreter {program} is missing"), remedy));
         }

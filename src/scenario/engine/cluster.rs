@@ -3,12 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Instant;
 
 use super::context::{Context, Trouble, lock};
 use super::faults::Gate;
 use super::net::Net;
 use super::node::Node;
+use super::progress::{Activity, WINDOW};
 use crate::manifest::Manifest;
+use crate::qemu::usage::Usage;
+use crate::scenario::calibrate::Calibration;
 use crate::scenario::spec::{self, Scenario};
 use crate::spec::Profile;
 
@@ -88,10 +92,38 @@ impl<'a> Cluster<'a> {
         })
     }
 
-    /// Looks at every machine again and again until the run ends: one whose QEMU ends unasked ends the run.
-    pub(super) fn watch(&self, context: &Context<'_>) {
-        while context.check().is_ok() {
+    /// Looks at every machine again and again until the run ends: one whose QEMU ends unasked ends the run. Now and then it looks at what
+    /// they do, and at what else runs on this machine, where `most` of them are on at once.
+    pub(super) fn watch(&self, context: &Context<'_>, calibration: &Calibration, most: usize) {
+        let mut looked = Instant::now();
+        let mut usage: BTreeMap<u32, Usage> = BTreeMap::new();
+        while context.goes_on().is_ok() {
             self.nodes().for_each(|node| node.look(context));
+            if looked.elapsed() >= WINDOW {
+                looked = Instant::now();
+                let now: BTreeMap<u32, Usage> = self.nodes().filter_map(Node::usage).collect();
+                let lately =
+                    now.iter().filter_map(|(pid, usage_now)| Some(usage_now.since(*usage.get(pid)?)));
+                context.busy(calibration.busy_as(most, lately.fold(Usage::default(), Usage::plus)));
+                let mut activity = Activity {
+                    machines: now.len(),
+                    cpu: now.values().map(|usage| usage.wanted()).sum(),
+                    frames: self.net.frames(),
+                    ..Activity::default()
+                };
+                for node in self.nodes() {
+                    activity.lines += node.told().heard();
+                    activity.requests += node.requests();
+                    if let Some(why) = node.trouble() {
+                        let what = "a file of its disk on this machine cannot be written or read".to_owned();
+                        context.incident(Some(node.name()), what, why, Vec::new());
+                    }
+                }
+                if let Some(why) = context.see(activity) {
+                    self.nodes().for_each(|node| node.interrupt(&why));
+                }
+                usage = now;
+            }
             std::thread::sleep(super::context::STEP);
         }
     }

@@ -1,10 +1,12 @@
 //! What all parts of a run share: its clock, its limits, its record, and the word that ends it early.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::progress::{self, Activity, Progress};
 use crate::error::{Failure, Kind};
+use crate::scenario::calibrate::{Calibration, MOST_BUSY};
 use crate::scenario::report::Events;
 use crate::scenario::result::{ConsoleExcerpt, Evidence, Fault, Incident};
 use crate::scenario::spec::{Saved, Span};
@@ -58,10 +60,14 @@ pub(super) struct Context<'a> {
     pub(super) seed: u64,
     /// When the run began.
     pub(super) started: Instant,
-    /// By how much limits are longer than under KVM.
-    factor: f64,
-    /// When the run must be over.
-    end: Instant,
+    /// By how much limits are longer than under KVM, while nothing else runs on this machine.
+    quiet: f64,
+    /// By how much they are longer because of what else runs, in thousandths: now, and at its worst.
+    busy: AtomicU32,
+    worst: AtomicU32,
+    /// What the run may take where limits are as they are under KVM.
+    limit: Span,
+    progress: Mutex<Watched>,
     over: AtomicBool,
     calm: AtomicBool,
     why: Mutex<Option<String>>,
@@ -72,23 +78,43 @@ impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Context")
             .field("seed", &self.seed)
-            .field("factor", &self.factor)
+            .field("quiet", &self.quiet)
             .finish_non_exhaustive()
     }
+}
+
+/// Whether the machines do anything, and the step that waits for it.
+#[derive(Debug, Default)]
+struct Watched {
+    progress: Progress,
+    /// When the step began, since the beginning of the run, and how long it waits for machines that do nothing.
+    step: Option<(Duration, Duration)>,
+    /// Why the step is given up.
+    stuck: Option<String>,
 }
 
 /// How often somebody who waits looks around.
 pub(super) const STEP: Duration = Duration::from_millis(100);
 
 impl<'a> Context<'a> {
-    pub(super) fn new(events: &'a dyn Events, seed: u64, factor: f64, limit: Span) -> Self {
-        let started = Instant::now();
+    /// `nodes` are on at once, at most.
+    pub(super) fn new(
+        events: &'a dyn Events,
+        seed: u64,
+        calibration: &Calibration,
+        nodes: usize,
+        limit: Span,
+    ) -> Self {
+        let busy = thousandths(calibration.busy(nodes));
         Context {
             events,
             seed,
-            started,
-            factor,
-            end: started + limit.scaled(factor),
+            started: Instant::now(),
+            quiet: calibration.quiet(nodes),
+            busy: AtomicU32::new(busy),
+            worst: AtomicU32::new(busy),
+            limit,
+            progress: Mutex::default(),
             over: AtomicBool::new(false),
             calm: AtomicBool::new(false),
             why: Mutex::new(None),
@@ -101,13 +127,56 @@ impl<'a> Context<'a> {
         millis(self.started.elapsed())
     }
 
-    /// A limit on this host.
+    /// A limit on this host as busy as it is now.
     pub(super) fn limit(&self, span: Span) -> Duration {
-        span.scaled(self.factor)
+        span.scaled(self.quiet * f64::from(self.busy.load(Ordering::SeqCst)) / 1000.0)
+    }
+
+    /// Other programs make everything take so many times as long from now on.
+    pub(super) fn busy(&self, factor: f64) {
+        let busy = thousandths(factor);
+        if self.busy.swap(busy, Ordering::SeqCst) != busy {
+            tracing::debug!(factor, "other programs on this machine");
+        }
+        self.worst.fetch_max(busy, Ordering::SeqCst);
+    }
+
+    /// A step begins that waits for machines that do nothing for so long; without a time it waits on purpose.
+    pub(super) fn step_begins(&self, patience: Option<Duration>) {
+        let mut watched = lock(&self.progress);
+        watched.stuck = None;
+        watched.step = patience.map(|patience| (self.started.elapsed(), patience.max(progress::LEAST)));
+    }
+
+    /// It is over; says why, if it was given up.
+    pub(super) fn step_ends(&self) -> Option<String> {
+        let mut watched = lock(&self.progress);
+        watched.step = None;
+        watched.stuck.take()
+    }
+
+    /// What the machines have done so far. Says why if the step is given up because of it, once.
+    pub(super) fn see(&self, activity: Activity) -> Option<String> {
+        let mut watched = lock(&self.progress);
+        watched.progress.see(self.started.elapsed(), activity);
+        let (began, patience) = watched.step.filter(|_| watched.stuck.is_none())?;
+        let done = watched.progress.stuck(began, patience)?;
+        let why = format!("no machine does anything any more: {}", done.text());
+        watched.stuck = Some(why.clone());
+        Some(why)
+    }
+
+    /// Fails once the run is to end, or the present step is given up.
+    pub(super) fn check(&self) -> Result<(), Trouble> {
+        self.goes_on()?;
+        match &lock(&self.progress).stuck {
+            Some(why) => Err(Trouble { why: why.clone(), evidence: Vec::new(), over: true }),
+            None => Ok(()),
+        }
     }
 
     /// Fails once the run is to end.
-    pub(super) fn check(&self) -> Result<(), Trouble> {
+    pub(super) fn goes_on(&self) -> Result<(), Trouble> {
         let over = |why: &str| Trouble { why: why.to_owned(), evidence: Vec::new(), over: true };
         if crate::sys::interrupted() {
             return Err(over("interrupted"));
@@ -115,8 +184,10 @@ impl<'a> Context<'a> {
         if self.over.load(Ordering::SeqCst) {
             return Err(over(lock(&self.why).as_deref().unwrap_or("the run is over")));
         }
-        if Instant::now() > self.end {
-            let limit = self.end.duration_since(self.started).as_secs();
+        let worst = f64::from(self.worst.load(Ordering::SeqCst)) / 1000.0;
+        let limit = self.limit.scaled(self.quiet * worst);
+        if self.started.elapsed() > limit {
+            let limit = limit.as_secs();
             self.incident(
                 None,
                 format!("the run did not end within its limit of {limit} s"),
@@ -192,6 +263,10 @@ impl<'a> Context<'a> {
     pub(super) fn record(&self) -> MutexGuard<'_, Record> {
         lock(&self.record)
     }
+}
+
+fn thousandths(factor: f64) -> u32 {
+    (factor.clamp(1.0, MOST_BUSY) * 1000.0).round() as u32
 }
 
 pub(super) fn millis(time: Duration) -> u64 {

@@ -20,6 +20,7 @@ mod faults;
 mod machines;
 mod net;
 mod node;
+mod progress;
 mod reach;
 mod script;
 mod shell;
@@ -123,8 +124,8 @@ pub fn run(setup: &Setup<'_>) -> Result<Run> {
     // What baking the images took is not what a run takes.
     crate::sys::release_memory();
     crate::sys::reset_peak_memory();
-    let factor = setup.calibration.factor(peak(scenario).nodes);
-    let context = Context::new(setup.events, scenario.seed, factor, scenario.limit);
+    let most = peak(scenario).nodes;
+    let context = Context::new(setup.events, scenario.seed, setup.calibration, most, scenario.limit);
     let mut told = begin(setup)?;
     let allow = Arc::new(AllowList::new(allowed(scenario))?);
     let folder = tempfile::Builder::new().prefix("kiln-test-").tempdir()?;
@@ -134,7 +135,7 @@ pub fn run(setup: &Setup<'_>) -> Result<Run> {
     told.invariants = scenario.invariants.iter().map(invariant).collect();
 
     std::thread::scope(|scope| {
-        scope.spawn(|| cluster.watch(&context));
+        scope.spawn(|| cluster.watch(&context, setup.calibration, most));
         for index in 0..scenario.faults.len() {
             // What goes wrong in there ends the run and is told as an incident.
             scope.spawn({

@@ -88,6 +88,15 @@ impl Net {
         Some((self.switches.get(cable.network.as_str())?, self.ports.get(cable)?))
     }
 
+    /// Frames that nodes sent so far.
+    pub(super) fn frames(&self) -> u64 {
+        let sent = |(cable, port): (&Cable, &Port)| {
+            let (switch, _) = self.at(cable)?;
+            Some(switch.counters(port.id).ok()?.from_node.frames)
+        };
+        self.ports.iter().filter_map(sent).sum()
+    }
+
     /// What went over the cables.
     pub(super) fn links(&self) -> Vec<result::Link> {
         let link = |(cable, port): (&Cable, &Port)| {

@@ -19,6 +19,7 @@ use crate::qemu::door::{self, Door, Output};
 use crate::qemu::machine::Machine;
 use crate::qemu::ready;
 use crate::qemu::stuck;
+use crate::qemu::usage::Usage;
 use crate::scenario::result::{BootEnd, ConsoleExcerpt, Evidence, Stuck};
 use crate::scenario::seeded;
 use crate::scenario::spec::{self, Pattern};
@@ -476,6 +477,47 @@ impl<'a> Node<'a> {
 
     pub(super) fn screenshot(&self, path: &Path) -> Result<(), Trouble> {
         self.machine(|machine| machine.screenshot(path))
+    }
+
+    /// What its QEMU had of the CPUs, by the number of its process, while it is on.
+    pub(super) fn usage(&self) -> Option<(u32, Usage)> {
+        let running = lock(&self.running);
+        let pid = running.as_ref()?.machine.id();
+        (self.told().power == Power::On).then(|| (pid, Usage::of(pid).unwrap_or_default()))
+    }
+
+    /// Requests to its disks so far.
+    pub(super) fn requests(&self) -> u64 {
+        let of = |disk: &Export| {
+            let done = disk.counters();
+            done.reads + done.writes + done.flushes + done.trims
+        };
+        self.disks.iter().map(of).sum()
+    }
+
+    /// What is wrong with the files of its disks on this machine, and what to do.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let why = self.disks.iter().find_map(Export::trouble)?;
+        let folder = self.folder.display();
+        Some(format!(
+            "{why}: {folder} needs room for what nodes write; free some, or set TMPDIR to a folder on another file system"
+        ))
+    }
+
+    /// Fails what it is asked just now, because of `why`; what it is asked next may be answered.
+    pub(super) fn interrupt(&self, why: &str) {
+        if let Some(running) = lock(&self.running).as_ref()
+            && running.door.breaker().tripped().is_none()
+        {
+            running.door.breaker().trip(why);
+        }
+    }
+
+    /// The end of [`Node::interrupt`].
+    pub(super) fn go_on(&self, why: &str) {
+        if let Some(running) = lock(&self.running).as_ref() {
+            running.door.breaker().mend(why);
+        }
     }
 
     /// The last lines of its console.

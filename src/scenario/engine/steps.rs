@@ -45,7 +45,18 @@ pub(super) fn run(context: &Context<'_>, cluster: &Cluster<'_>, number: u32, ste
         ..result::Step::default()
     };
     let nodes: Result<Vec<&Node<'_>>, Trouble> = step.on.iter().map(|name| cluster.node(name)).collect();
-    match nodes.and_then(|nodes| act(context, cluster, number, step, &nodes)) {
+    context.step_begins(patience(step));
+    let mut done = nodes.and_then(|nodes| act(context, cluster, number, step, &nodes));
+    if let Some(why) = context.step_ends() {
+        cluster.nodes().for_each(|node| node.go_on(&why));
+        // What it was in the middle of when it was given up says less.
+        if let Err(trouble) = &mut done {
+            let limit = context.limit(step.limit).as_secs();
+            trouble.why = format!("{why}; it is given up before its limit of {limit} s\n{}", trouble.why);
+            trouble.over = false;
+        }
+    }
+    match done {
         Ok(done) => {
             told.outcome = Outcome::Passed;
             told.attempts = done.attempts.max(1);
@@ -65,6 +76,16 @@ pub(super) fn run(context: &Context<'_>, cluster: &Cluster<'_>, number: u32, ste
     told.duration_ms = millis(began.elapsed());
     context.events.step_ended(&told);
     told
+}
+
+/// How long a step waits for machines that do nothing: as long as its file says, for what waits is no faster anywhere. `None` for one that
+/// waits on purpose.
+fn patience(step: &Step) -> Option<std::time::Duration> {
+    match &step.action {
+        Action::Wait(_) => None,
+        Action::PowerCuts(cuts) => Some(step.limit.duration() + cuts.within.duration()),
+        _ => Some(step.limit.duration()),
+    }
 }
 
 fn act(

@@ -38,6 +38,8 @@ pub(super) struct Told {
     lines: VecDeque<ConsoleLine>,
     /// Lines of `lines` that are of earlier boots.
     earlier: usize,
+    /// Lines that came so far, those not counted by which systemd shows that a job is still running.
+    heard: u64,
     parser: Parser,
     ready: Option<Ready>,
     /// How the present boot is about to end, by somebody's order.
@@ -57,6 +59,7 @@ impl Told {
             states: vec![StateChange::default()],
             lines: VecDeque::new(),
             earlier: 0,
+            heard: 0,
             parser: Parser::default(),
             ready: None,
             leaving: None,
@@ -159,6 +162,8 @@ impl Told {
     pub(super) fn line(&mut self, context: &Context<'_>, line: &str) {
         let at_ms = context.now();
         context.events.console_line(&self.name, line);
+        // It says that a job runs as long as it does (systemd's manager.c): who waits for ever says so for ever.
+        self.heard += u64::from(!line.contains("job is running for "));
         self.lines.push_back(ConsoleLine { at_ms, text: line.to_owned() });
         if self.lines.len() > LINES {
             self.lines.pop_front();
@@ -230,6 +235,11 @@ impl Told {
     /// What the machine is waiting for, as it last said.
     pub(super) fn jobs(&self) -> String {
         self.parser.jobs().join("\n")
+    }
+
+    /// Lines that came so far and say that something happened.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard
     }
 
     pub(super) fn boots(&self) -> usize {

@@ -4,12 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
-use fs_err as fs;
 
 use super::lower;
 use super::model::Scenario;
 use crate::error::{Failure, Kind};
-use crate::spec::nearest;
+use crate::spec::{nearest, text};
 
 /// The folder of scenarios in a project.
 const FOLDER: &str = "qemu";
@@ -33,7 +32,7 @@ impl Scenario {
         let machines = stems(&dir.join(MACHINES)).into_iter().collect();
         if wanted.ends_with(".toml") || wanted.contains('/') {
             let path = Path::new(wanted);
-            let text = fs::read_to_string(path).map_err(|e| {
+            let text = text::read(path).map_err(|e| {
                 Failure::new(Kind::Input, format!("the scenario {wanted} cannot be read")).because(e)
             })?;
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -55,7 +54,7 @@ impl Scenario {
             return Err(failure.hint(list).into());
         }
         check_name(wanted, &file)?;
-        Self::parse(wanted, &file, &fs::read_to_string(dir.join(&file))?, &machines)
+        Self::parse(wanted, &file, &text::read(&dir.join(&file))?, &machines)
     }
 
     /// All scenarios in qemu/ of the project `dir`, by name; those that cannot be used, too.
@@ -83,12 +82,5 @@ fn check_name(name: &str, file: &str) -> Result<(), Failure> {
 
 /// The names of the TOML files in `folder`, without the ending, sorted.
 fn stems(folder: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut stems: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| !name.starts_with('.'))
-        .filter_map(|name| name.strip_suffix(".toml").map(str::to_owned))
-        .collect();
-    stems.sort();
-    stems
+    text::stems(folder).unwrap_or_default()
 }

@@ -44,7 +44,6 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use fs_err as fs;
 use ipnet::Ipv4Net;
 use serde::Serialize;
 
@@ -232,7 +231,7 @@ impl Cluster {
     /// [`Kind::Input`]: the file cannot be read, or everything that is wrong with it, each thing with its line.
     pub fn read(path: &Path, project: &Project) -> Result<Self> {
         let file = path.display().to_string();
-        let text = fs::read_to_string(path).map_err(|error| {
+        let text = super::text::read(path).map_err(|error| {
             let failure = Failure::new(Kind::Input, format!("{file} cannot be read")).because(error);
             failure.hint(format!("README.md has an example of a {FILE}; or name another file"))
         })?;
