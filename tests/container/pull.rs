@@ -334,7 +334,7 @@ fn the_image_of_a_machine_is_found_by_variant_by_config_and_in_inner_indexes() {
             }),
         ),
         entry(about, MANIFEST, json!({"annotations": {"vnd.docker.reference.type": "attestation-manifest"}})),
-        entry(artifact, MANIFEST, json!({"annotations": null})),
+        entry(artifact, MANIFEST, json!({})),
         entry(
             windows,
             MANIFEST,

@@ -387,7 +387,7 @@ impl Helper {
 /// there may be a secret in it.
 fn words(stdout: &str, stderr: &str) -> String {
     let line = |text: &str| {
-        let text = text.lines().map(str::trim).filter(|line| !line.is_empty()).next_back()?;
+        let text = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
         (!text.contains(['{', '}', '"'])).then(|| text.escape_debug().take(300).collect::<String>())
     };
     line(stdout).or_else(|| line(stderr)).map(|line| format!(", {line}")).unwrap_or_default()
