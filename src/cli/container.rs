@@ -52,9 +52,10 @@ enum Verb {
     },
     /// Take an image from a registry by digest, as an OCI archive
     ///
-    /// Credentials are those of the file that KILN_REGISTRY_AUTH names, in Docker's form, else of
-    /// ~/.docker/config.json. A registry on this machine (localhost, 127.0.0.1) is spoken to over HTTP,
-    /// any other over TLS only.
+    /// Credentials are those of the file that KILN_REGISTRY_AUTH names, in Docker's form, else of Podman's
+    /// auth.json (or what REGISTRY_AUTH_FILE names) and ~/.docker/config.json. Credential helpers that such a
+    /// file names (credsStore, credHelpers) are run when the registry asks for a password. A registry on this
+    /// machine (localhost, 127.0.0.1) is spoken to over HTTP, any other over TLS only.
     Pull {
         /// Such as registry.example.org/repository:tag@sha256:…; the digest is an index's or a manifest's
         #[arg(value_name = "REFERENCE")]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use fs_err as fs;
 
 use crate::error::{Failure, Kind};
-use crate::exec::Tool;
+use crate::exec::{Tool, on_path};
 use crate::spec::cluster::{Cluster, Secret};
 
 /// How long a command may take: a person may have to touch a key or type a PIN.
@@ -113,14 +113,13 @@ fn run(key: &str, words: &[String], folder: &Path) -> Result<Vec<u8>, Failure> {
 
 /// The program that a shell would take for `name`: with a slash, a path from `folder`; else the first of PATH.
 fn find(name: &str, folder: &Path) -> Option<PathBuf> {
-    let runs = |path: &PathBuf| {
-        fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
-    };
     if name.contains('/') {
+        let runs = |path: &PathBuf| {
+            fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        };
         return Some(folder.join(name)).filter(runs);
     }
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(runs)
+    on_path(name)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A running child: started by one thread that never ends, killed with its whole group when dropped.
 
 use std::collections::VecDeque;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
@@ -66,7 +66,14 @@ impl Child {
             Some(path) => fs::File::create(path).map_err(|e| Self::io_error(command, e))?.into_file().into(),
             None => Stdio::null(),
         };
-        let mut child = Self::with(command, Stdio::null(), stdout, Stdio::piped())?;
+        let stdin = if command.input.is_some() { Stdio::piped() } else { Stdio::null() };
+        let mut child = Self::with(command, stdin, stdout, Stdio::piped())?;
+        if let (Some(bytes), Some(mut pipe)) = (command.input.clone(), child.stdin.take()) {
+            // In a thread, since a child may write before it reads; one that reads nothing ends all the same.
+            std::thread::spawn(move || {
+                let _ = pipe.write_all(&bytes);
+            });
+        }
         let stdout = child.process.stdout.take();
         Ok((child, stdout))
     }

@@ -3,7 +3,8 @@
 //! A [`Tool`] is a program, of the host ([`Tool::host`], for judges in tests) or out of a tree of unpacked packages
 //! ([`Tool::from_tree`], for the product). A [`Command`] is one call of it and promises:
 //!
-//! - the environment is `LC_ALL=C.UTF-8`, `TZ=UTC`, a fixed `PATH` and what [`Command::env`] adds; stdin is empty; a program of the
+//! - the environment is `LC_ALL=C.UTF-8`, `TZ=UTC`, a fixed `PATH` and what [`Command::env`] adds; stdin is empty or what
+//!   [`Command::input`] gives; a program of the
 //!   person who started kiln has that person's environment ([`Command::as_person`]);
 //! - the child has its own process group, so Ctrl-C at the terminal reaches kiln alone, and the whole group is killed when kiln ends
 //!   or the [`Child`] is dropped, even by SIGKILL (see [`crate::sys::die_with_parent`]);
@@ -13,6 +14,7 @@
 //! |---|---|---|
 //! | [`Command::run`] | dropped | waits for success |
 //! | [`Command::read`] | returned | waits for success |
+//! | [`Command::answer`] | returned | waits for any end |
 //! | [`Command::spawn`] | dropped or to a file | [`Child`] kills on drop |
 //! | [`Command::supervised`] | as said, stderr too | as `spawn`, and the child is asked to end first |
 //!
@@ -36,6 +38,17 @@ static KILN: OnceLock<PathBuf> = OnceLock::new();
 pub fn use_kiln(program: impl Into<PathBuf>) {
     // The first one stays; all tests of a run mean the same program.
     let _ = KILN.set(program.into());
+}
+
+/// The program `name` of the person who started kiln: the first of PATH that can be run. Folders of PATH that depend on the working folder
+/// do not count.
+pub fn on_path(name: &str) -> Option<PathBuf> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let runs = |path: &PathBuf| {
+        fs_err::metadata(path).is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    };
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).filter(|dir| dir.is_absolute()).map(|dir| dir.join(name)).find(runs)
 }
 
 /// Becomes `program` in `folder`, with this environment and nothing else; stdin is empty unless it is to stay, stdout and stderr stay.
@@ -226,6 +239,7 @@ impl Tool {
             folder: None,
             limit: None,
             stdout: None,
+            input: None,
             as_person: false,
         }
     }
@@ -244,6 +258,7 @@ pub struct Command {
     folder: Option<PathBuf>,
     limit: Option<Duration>,
     stdout: Option<PathBuf>,
+    input: Option<Vec<u8>>,
     as_person: bool,
 }
 
@@ -298,6 +313,13 @@ impl Command {
         self
     }
 
+    /// Gives it these bytes on stdin, and then the end of the file; not for secrets, and not for [`Command::supervised`].
+    #[must_use]
+    pub fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.input = Some(bytes.into());
+        self
+    }
+
     /// The whole command line, quoted for a POSIX shell, with its folder and the variables that are its own.
     pub fn line(&self) -> String {
         let mut line = String::new();
@@ -330,6 +352,15 @@ impl Command {
     /// # Errors
     /// See [`Error`].
     pub fn read(&self) -> Result<Vec<u8>, Error> {
+        let (bytes, ended) = self.answer()?;
+        ended.map(|()| bytes)
+    }
+
+    /// Runs it to its end and returns its stdout and how it ended: for programs that say on stdout why they fail.
+    ///
+    /// # Errors
+    /// It could not be started, or its output could not be read.
+    pub fn answer(&self) -> Result<(Vec<u8>, Result<(), Error>), Error> {
         let (mut child, stdout) = Child::start(self, true)?;
         let reader = std::thread::spawn(move || {
             use std::io::Read as _;
@@ -341,8 +372,13 @@ impl Command {
         });
         let ended = child.finish(self.limit);
         let bytes = reader.join().unwrap_or_else(|_| Err(std::io::Error::other("reader thread panicked")));
-        ended?;
-        bytes.map_err(|source| Error::Io { program: self.tool.name.clone(), source })
+        match bytes {
+            Ok(bytes) => Ok((bytes, ended)),
+            Err(source) => {
+                ended?;
+                Err(Error::Io { program: self.tool.name.clone(), source })
+            }
+        }
     }
 
     /// Starts it and returns at once.

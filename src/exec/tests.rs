@@ -112,3 +112,19 @@ fn a_child_dies_when_its_parent_is_killed() {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
+
+#[test]
+fn a_child_reads_what_it_is_given_and_its_words_are_kept_when_it_fails() {
+    let (said, ended) = sh("cat; exit 4").input("a question").answer().unwrap();
+    assert_eq!(said, b"a question");
+    assert!(matches!(ended, Err(Error::Exit { code: 4, .. })), "{ended:?}");
+    assert_eq!(sh("cat").input(vec![b'x'; 1 << 20]).read().unwrap().len(), 1 << 20);
+    // One that reads nothing is no failure.
+    assert_eq!(sh("echo done").input(vec![b'x'; 1 << 20]).read().unwrap(), b"done\n");
+}
+
+#[test]
+fn programs_are_found_where_a_shell_finds_them() {
+    assert!(on_path("sh").is_some_and(|path| path.is_absolute() && path.ends_with("sh")));
+    assert_eq!(on_path("no-such-program-here"), None);
+}

@@ -1,41 +1,34 @@
 //! Who kiln is to a container registry: nobody, or the person of a credentials file.
 //!
 //! The [token flow](https://distribution.github.io/distribution/spec/auth/token/): a request without a token is answered 401 and
-//! `WWW-Authenticate: Bearer realm=…,service=…,scope=…`; the realm gives a token, to anybody or for a password (RFC 7617), and the request
-//! is made again with it. A registry that asks for `Basic` gets the password itself. Passwords and tokens are never printed, and leave over
-//! TLS only, unless the registry is on this machine.
+//! `WWW-Authenticate: Bearer realm=…,service=…,scope=…`; the realm gives a token, to anybody, for a password (RFC 7617) or for an identity
+//! token ([OAuth 2](https://distribution.github.io/distribution/spec/auth/oauth/)), and the request is made again with it. A registry that
+//! asks for `Basic` gets the password itself. Passwords and tokens are never printed, and leave over TLS only, unless the registry is on
+//! this machine.
+
+mod credentials;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use fs_err as fs;
 use reqwest::Url;
 use reqwest::blocking::{Client, Response};
-use reqwest::header::{AUTHORIZATION, HeaderValue, WWW_AUTHENTICATE};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::redirect::Policy;
 use serde::Deserialize;
 
+use self::credentials::{Credential, Found, Keychain, VARIABLE};
 use super::reason;
-use crate::error::{Failure, Kind};
 use crate::oci::reference::{Reference, is_loopback};
 
-/// Variable with the path of a credentials file.
-const VARIABLE: &str = "KILN_REGISTRY_AUTH";
 /// The longest answer of a token service.
 const TOKEN_BYTES: u64 = 1 << 20;
 /// As many redirects as reqwest follows by itself.
 const REDIRECTS: usize = 10;
-
-/// A user and a password.
-struct Secret {
-    user: String,
-    password: String,
-}
 
 /// What opens a repository of a registry, found out when the registry asks for it.
 pub struct Login {
@@ -43,9 +36,12 @@ pub struct Login {
     base: String,
     repository: String,
     local: bool,
-    secret: Option<Secret>,
-    /// Where credentials were looked for.
-    file: Option<PathBuf>,
+    /// Where a credential is looked for when the registry asks for one, taken then.
+    keychain: Mutex<Option<Keychain>>,
+    /// Those who are looked at, for people.
+    asked: Option<String>,
+    /// What was found, or why somebody could not be asked.
+    found: OnceLock<Result<Option<Found>, String>>,
     header: Mutex<Option<HeaderValue>>,
 }
 
@@ -54,24 +50,9 @@ impl fmt::Debug for Login {
         f.debug_struct("Login")
             .field("base", &self.base)
             .field("repository", &self.repository)
-            .field("secret", &self.secret.is_some())
+            .field("asked", &self.asked)
             .finish_non_exhaustive()
     }
-}
-
-/// A credentials file in Docker's form (`~/.docker/config.json`); other keys are passed over.
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    auths: BTreeMap<String, Auth>,
-}
-
-#[derive(Deserialize)]
-struct Auth {
-    /// `user:password` in base64.
-    auth: Option<String>,
-    username: Option<String>,
-    password: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -81,27 +62,18 @@ struct Token {
 }
 
 impl Login {
-    /// For the repository of `reference`: credentials are those of the file that `KILN_REGISTRY_AUTH` names, else of Docker's own
-    /// (`$DOCKER_CONFIG` or `~/.docker`, config.json) if there is one.
+    /// For the repository of `reference`, with the credentials that this machine has for it: in the file that `KILN_REGISTRY_AUTH` names,
+    /// else in Docker's and Podman's files, or with the program that such a file names.
     ///
     /// # Errors
-    /// [`Kind::Input`]: the file cannot be read; what is in it is not shown.
+    /// [`Kind::Input`](crate::error::Kind::Input): a file cannot be read; what is in it is not shown.
     pub fn of(reference: &Reference) -> Result<Self> {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let named = set(VARIABLE);
-        let usual = || {
-            let folder = set("DOCKER_CONFIG").or_else(|| Some(set("HOME")?.join(".docker")))?;
-            Some(folder.join("config.json")).filter(|file| file.is_file())
-        };
-        let file = named.or_else(usual);
-        let secret = match &file {
-            Some(file) => secret(file, &reference.host)?,
-            None => None,
-        };
-        Ok(Self::with(reference, secret, file))
+        let keychain = Keychain::of(reference)?;
+        let asked = keychain.asked();
+        Ok(Self::with(reference, Some(keychain), asked))
     }
 
-    fn with(reference: &Reference, secret: Option<Secret>, file: Option<PathBuf>) -> Self {
+    fn with(reference: &Reference, keychain: Option<Keychain>, asked: Option<String>) -> Self {
         let local = reference.is_loopback();
         let scheme = if local { "http" } else { "https" };
         // Docker's own registry answers under another name than the one it is known by.
@@ -111,10 +83,20 @@ impl Login {
             base: format!("{scheme}://{host}/v2/{}", reference.repository),
             repository: reference.repository.clone(),
             local,
-            secret,
-            file,
+            keychain: Mutex::new(keychain),
+            asked,
+            found: OnceLock::new(),
             header: Mutex::default(),
         }
+    }
+
+    /// The credential for the registry. The first call may start a program, and wait for its person.
+    fn found(&self) -> Result<Option<&Found>, &String> {
+        let find = || {
+            let keychain = self.keychain.lock().expect("no holder panics").take();
+            keychain.map_or(Ok(None), Keychain::find)
+        };
+        self.found.get_or_init(find).as_ref().map(Option::as_ref)
     }
 
     /// URL of the repository in the registry's API, without a slash at its end.
@@ -153,8 +135,15 @@ impl Login {
             HeaderValue::from_str(&format!("Bearer {token}"))
                 .map_err(|_| "its token is no text".to_owned())?
         } else if of("Basic").is_some() {
-            let secret = self.secret.as_ref().ok_or_else(|| self.refused())?;
-            basic(secret)?
+            let found = self.found().ok().flatten().ok_or_else(|| self.refused())?;
+            let Credential::Password { user, password } = &found.credential else {
+                return Err(format!(
+                    "it wants a password, and {} has none but an {}",
+                    found.from,
+                    found.word()
+                ));
+            };
+            basic(user, password)?
         } else {
             return Err("it asks for a way to log in that kiln does not know".to_owned());
         };
@@ -171,21 +160,39 @@ impl Login {
             return Err("the place that gives tokens has no TLS".to_owned());
         }
         let pull = format!("repository:{}:pull", self.repository);
-        {
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = challenge.get("service") {
-                query.append_pair("service", service);
+        let service = challenge.get("service").map(|service| ("service", service));
+        let words = service.into_iter().chain([("scope", challenge.get("scope").unwrap_or(&pull))]);
+        // Without a helper that works, what is open to everybody still is.
+        let credential = self.found().ok().flatten().map(|found| &found.credential);
+        let posted = matches!(credential, Some(Credential::Identity(_)));
+        let query = match credential {
+            Some(Credential::Bearer(token)) => return Ok(token.clone()),
+            Some(Credential::Identity(token)) => {
+                let mut form = url.clone();
+                form.query_pairs_mut()
+                    .clear()
+                    .append_pair("grant_type", "refresh_token")
+                    .append_pair("client_id", "kiln")
+                    .append_pair("refresh_token", token)
+                    .extend_pairs(words);
+                let form = form.query().unwrap_or_default().to_owned();
+                client.post(url).header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form)
             }
-            query.append_pair("scope", challenge.get("scope").unwrap_or(&pull));
-        }
-        let mut query = client.get(url);
-        if let Some(secret) = &self.secret {
-            query = query.header(AUTHORIZATION, basic(secret)?);
-        }
+            Some(Credential::Password { user, password }) => {
+                url.query_pairs_mut().extend_pairs(words);
+                client.get(url).header(AUTHORIZATION, basic(user, password)?)
+            }
+            None => {
+                url.query_pairs_mut().extend_pairs(words);
+                client.get(url)
+            }
+        };
         let response = query.send().map_err(|e| format!("no token: {}", reason(&e)))?;
         match response.status() {
             status if status.is_success() => {}
             status if status.as_u16() == 401 || status.as_u16() == 403 => return Err(self.refused()),
+            // OAuth 2 says 400 of a token that is not valid (RFC 6749, 5.2).
+            status if status.as_u16() == 400 && posted => return Err(self.refused()),
             status => return Err(format!("no token: {status}")),
         }
         let mut bytes = Vec::new();
@@ -199,53 +206,26 @@ impl Login {
 
     /// Why the registry does not let kiln in, with the file to look at.
     pub(super) fn refused(&self) -> String {
-        let file = self.file.as_ref().map(|f| f.display().to_string());
-        match (&self.secret, file) {
-            (Some(_), Some(file)) => format!("it refuses the password of {} in {file}", self.registry),
-            (_, Some(file)) => format!("it wants a password, and {file} has none for {}", self.registry),
-            (_, None) => {
+        match (self.found(), &self.asked) {
+            (Ok(Some(found)), _) => {
+                format!("it refuses the {} of {} in {}", found.word(), self.registry, found.from)
+            }
+            (Err(trouble), _) => format!("it wants a password, and {trouble}"),
+            (Ok(None), Some(asked)) => {
+                format!("it wants a password, and {asked} has none for {}", self.registry)
+            }
+            (Ok(None), None) => {
                 format!("it wants a password: {VARIABLE} can name a file that has it, in Docker's form")
             }
         }
     }
 }
 
-fn basic(secret: &Secret) -> Result<HeaderValue, String> {
-    let text = STANDARD.encode(format!("{}:{}", secret.user, secret.password));
+fn basic(user: &str, password: &str) -> Result<HeaderValue, String> {
+    let text = STANDARD.encode(format!("{user}:{password}"));
     let mut header = HeaderValue::from_str(&format!("Basic {text}")).map_err(|e| e.to_string())?;
     header.set_sensitive(true);
     Ok(header)
-}
-
-/// The credentials of `host` in a file.
-fn secret(file: &Path, host: &str) -> Result<Option<Secret>> {
-    let refuse = |why: &str| {
-        Failure::new(Kind::Input, format!("{}: {why}", file.display()))
-            .hint("it has Docker's form: {\"auths\": {\"registry.example.org\": {\"auth\": \"<base64 of user:password>\"}}}")
-    };
-    let bytes = fs::read(file).map_err(|e| {
-        Failure::new(Kind::Input, "the file with the credentials of registries cannot be read")
-            .hint(format!("{VARIABLE} names it; without that it is ~/.docker/config.json"))
-            .because(e)
-    })?;
-    // Serde's error would quote the text.
-    let read: File = serde_json::from_slice(&bytes).map_err(|_| refuse("this is no file of credentials"))?;
-    // Docker writes its own registry, and old ones, as URLs.
-    let old = "https://index.docker.io/v1/";
-    let is = |key: &str| {
-        let bare = key.strip_prefix("https://").unwrap_or(key);
-        bare.split('/').next() == Some(host) || (host == "docker.io" && key == old)
-    };
-    let Some((_, auth)) = read.auths.iter().find(|(key, _)| is(key)) else { return Ok(None) };
-    if let (Some(user), Some(password)) = (&auth.username, &auth.password) {
-        return Ok(Some(Secret { user: user.clone(), password: password.clone() }));
-    }
-    let Some(text) = auth.auth.as_ref().filter(|text| !text.is_empty()) else { return Ok(None) };
-    let pair = STANDARD.decode(text).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-    let pair = pair.as_deref().and_then(|pair| pair.split_once(':'));
-    let (user, password) =
-        pair.ok_or_else(|| refuse(&format!("`auth` of {host} is no base64 of user:password")))?;
-    Ok(Some(Secret { user: user.to_owned(), password: password.trim_end_matches('\0').to_owned() }))
 }
 
 /// The parameters of a challenge of `scheme` (RFC 9110, section 11.2): `Bearer realm="…",service="…"`. `None` for another scheme.
@@ -272,12 +252,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn file(text: &str) -> tempfile::NamedTempFile {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), text).unwrap();
-        file
-    }
-
     #[test]
     fn challenges_are_read_with_commas_in_their_scopes() {
         let text = r#"Bearer realm="https://a.example.org/token",service="r.example.org",scope="repository:a/b:pull,push""#;
@@ -290,27 +264,15 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_found_by_host_and_never_shown() {
-        let good = file(
-            r#"{"auths":{"r.example.org:5000":{"auth":"bWU6aHVzaDpodXNo"},"https://index.docker.io/v1/":{"username":"u","password":"p"},
-                "empty.example.org":{}},"credsStore":"desktop"}"#,
-        );
-        let found = secret(good.path(), "r.example.org:5000").unwrap().unwrap();
-        assert_eq!((found.user.as_str(), found.password.as_str()), ("me", "hush:hush"));
-        assert_eq!(secret(good.path(), "docker.io").unwrap().unwrap().user, "u");
-        assert!(secret(good.path(), "r.example.org").unwrap().is_none());
-        assert!(secret(good.path(), "empty.example.org").unwrap().is_none());
-        for text in [r#"{"auths":{"h":{"auth":"hush"}}}"#, r#"{"auths":"hush"}"#, "hush"] {
-            let broken = file(text);
-            let error = format!("{:#}", secret(broken.path(), "h").err().unwrap());
-            assert!(!error.contains("hush"), "{error}");
-        }
-        let reference: Reference = "r.example.org:5000/a:1".parse().unwrap();
-        let login = Login::with(&reference, Some(found), None);
-        assert!(!format!("{login:?}").contains("hush"));
+    fn a_login_shows_no_secret_and_speaks_tls_but_to_this_machine() {
+        let credential = Credential::Password { user: "me".to_owned(), password: "hush".to_owned() };
+        let of = |text: &str| Login::with(&text.parse().unwrap(), None, None);
+        let login = of("r.example.org:5000/a:1");
+        assert!(login.found.set(Ok(Some(Found { credential, from: "a/file".to_owned() }))).is_ok());
+        assert!(!format!("{login:?} {}", login.refused()).contains("hush"));
         assert_eq!(login.base(), "https://r.example.org:5000/v2/a");
-        let local: Reference = "127.0.0.1:5000/a:1".parse().unwrap();
-        assert_eq!(Login::with(&local, None, None).base(), "http://127.0.0.1:5000/v2/a");
+        assert_eq!(of("127.0.0.1:5000/a:1").base(), "http://127.0.0.1:5000/v2/a");
+        assert_eq!(of("docker.io/library/a:1").base(), "https://registry-1.docker.io/v2/library/a");
     }
 
     proptest! {

@@ -15,6 +15,7 @@ mod compose;
 mod pull;
 
 pub mod layer;
+pub mod platform;
 pub mod read;
 pub mod reference;
 pub mod types;

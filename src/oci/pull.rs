@@ -4,6 +4,7 @@
 use anyhow::Result;
 use fs_err as fs;
 
+use super::platform::{self, Demand};
 use super::read::{DOCUMENT_BYTES, LAYERS};
 use super::reference::Reference;
 use super::types::{
@@ -18,6 +19,10 @@ use crate::fetch::{Fetcher, Login, Request};
 use crate::store::Store;
 use crate::ui::Ui;
 
+/// How deep an index may lie in another.
+const DEPTH: u32 = 3;
+/// The most images that are asked for because their index does not say which machine they are for.
+const UNNAMED: usize = 64;
 /// The longest layer that is taken: far beyond any, and short of what fills a disk by mistake.
 const LAYER_BYTES: u64 = 32 << 30;
 
@@ -31,30 +36,48 @@ pub fn pull(store: &Store, ui: &Ui, reference: &Reference, name: &Reference, arc
         Failure::new(Kind::Input, format!("{reference} has no digest, so it could be anything"))
             .hint("add `@sha256:…`: the digest of an index or of a manifest")
     })?;
-    let puller =
-        Puller { store, reference, fetcher: Fetcher::of_registry(store, ui, Login::of(reference)?)? };
+    let fetcher = Fetcher::of_registry(store, ui, Login::of(reference)?)?;
+    let puller = Puller { store, ui, reference, fetcher };
     let manifest = match puller.document(wanted)? {
         (bytes, Document::Manifest(manifest)) => (bytes, manifest),
         (_, Document::Index(index)) => {
-            let chosen = choose(&index, arch).ok_or_else(|| puller.no_such_platform(&index, arch))?;
-            match puller.document(chosen.digest)? {
-                (bytes, Document::Manifest(manifest)) => (bytes, manifest),
-                (_, Document::Index(_)) => return Err(puller.refuse("its index names another index").into()),
+            let mut search = Search { arch, there: Vec::new(), unnamed: 0, found: None };
+            puller.search(&index, DEPTH, &mut search)?;
+            match search.found {
+                Some((_, bytes, manifest)) => (bytes, manifest),
+                None => return Err(puller.no_such_platform(&search).into()),
             }
         }
     };
     puller.image(manifest, name, arch)
 }
 
-/// The manifest for `arch` in an index. Of several variants the one without a word about it, or arm64's only one, `v8`.
-fn choose(index: &Index, arch: Arch) -> Option<&Descriptor> {
-    let fits = |platform: &Platform| platform.os == "linux" && platform.architecture == arch.debian();
-    let usual = |platform: &Platform| platform.variant.as_deref().is_none_or(|v| ["", "v8"].contains(&v));
-    index.manifests.iter().find(|m| m.platform.as_ref().is_some_and(|p| fits(p) && usual(p)))
+/// What was seen while an index was searched for a machine's image.
+struct Search {
+    arch: Arch,
+    /// The machines that it has images for, for people.
+    there: Vec<String>,
+    /// How many images were asked for because nothing says which machine they are for.
+    unnamed: usize,
+    /// The image that asks for least of a processor.
+    found: Option<(Demand, Vec<u8>, Manifest)>,
+}
+
+impl Search {
+    /// Notes that there is an image for `platform`. What it asks for, if it would be the best one so far.
+    fn better(&mut self, platform: &Platform) -> Option<Demand> {
+        let shown = platform::shown(platform);
+        if !self.there.contains(&shown) {
+            self.there.push(shown);
+        }
+        let demand = platform::demand(platform, self.arch)?;
+        self.found.as_ref().is_none_or(|(best, ..)| demand < *best).then_some(demand)
+    }
 }
 
 struct Puller<'a> {
     store: &'a Store,
+    ui: &'a Ui,
     reference: &'a Reference,
     fetcher: Fetcher<'a>,
 }
@@ -64,13 +87,86 @@ impl Puller<'_> {
         Failure::new(Kind::Fetch, format!("{}: {why}", self.reference))
     }
 
-    fn no_such_platform(&self, index: &Index, arch: Arch) -> Failure {
-        let of = |p: &Platform| format!("{}/{}", p.os.escape_debug(), p.architecture.escape_debug());
-        let mut there: Vec<String> =
-            index.manifests.iter().filter_map(|m| m.platform.as_ref()).map(of).collect();
-        there.truncate(20);
-        Failure::new(Kind::Input, format!("{} has no image for linux/{arch}", self.reference))
-            .hint(format!("its index has: {}", there.join(", ")))
+    fn no_such_platform(&self, search: &Search) -> Failure {
+        let text = format!("{} has no image for linux/{}", self.reference, search.arch);
+        let there = search.there.iter().take(20).map(String::as_str).collect::<Vec<_>>().join(", ");
+        let there = if there.is_empty() { "no image that runs" } else { &there };
+        Failure::new(Kind::Input, text).hint(format!("its index has: {there}"))
+    }
+
+    /// Looks for the image for a machine in `index` and in the indexes that it names: first among those that say which machine they are
+    /// for, then in the configs of those that do not, as containerd does (images.Manifest).
+    fn search(&self, index: &Index, depth: u32, search: &mut Search) -> Result<()> {
+        let images = || index.manifests.iter().filter(|entry| !platform::is_about_another(entry));
+        let mut fitting: Vec<(Demand, &Descriptor)> = Vec::new();
+        for entry in images() {
+            if let Some(demand) = platform::named(entry).and_then(|platform| search.better(platform)) {
+                fitting.push((demand, entry));
+            }
+        }
+        fitting.sort_by_key(|(demand, _)| *demand);
+        for (demand, entry) in fitting {
+            if search.found.as_ref().is_some_and(|(best, ..)| *best <= demand) {
+                return Ok(());
+            }
+            match self.document(entry.digest)? {
+                (bytes, Document::Manifest(manifest)) => search.found = Some((demand, bytes, manifest)),
+                (_, Document::Index(inner)) => self.deeper(&inner, depth, search)?,
+            }
+        }
+        if search.found.is_some() {
+            return Ok(());
+        }
+        for entry in images().filter(|entry| platform::named(entry).is_none()) {
+            search.unnamed += 1;
+            if search.unnamed > UNNAMED {
+                let why = format!(
+                    "its index does not say of more than {UNNAMED} images which machine they are for"
+                );
+                return Err(self.refuse(why).into());
+            }
+            match self.document(entry.digest)? {
+                (bytes, Document::Manifest(manifest)) if platform::is_image(&manifest) => {
+                    let platform = self.platform(&manifest)?;
+                    if let Some(demand) = search.better(&platform) {
+                        search.found = Some((demand, bytes, manifest));
+                    }
+                }
+                (_, Document::Manifest(_)) => {}
+                (_, Document::Index(inner)) => self.deeper(&inner, depth, search)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn deeper(&self, index: &Index, depth: u32, search: &mut Search) -> Result<()> {
+        let depth =
+            depth.checked_sub(1).ok_or_else(|| self.refuse("its indexes lie too deep in each other"))?;
+        self.search(index, depth, search)
+    }
+
+    /// The machine that an image is for, by its config.
+    fn platform(&self, manifest: &Manifest) -> Result<Platform> {
+        let config = &manifest.config;
+        if config.size > DOCUMENT_BYTES {
+            return Err(self.refuse("its config is longer than a document may be").into());
+        }
+        self.fetcher.fetch(&[self.request(config)])?;
+        let path = self.store.object(config.digest, config.size).ok_or_else(|| {
+            self.refuse(format!("{}… is not in the store although it was fetched", config.digest.short()))
+        })?;
+        let read = serde_json::from_slice(&fs::read(path)?);
+        read.map_err(|e| self.refuse("its config cannot be read").because(e).into())
+    }
+
+    /// A blob of the repository.
+    fn request(&self, blob: &Descriptor) -> Request {
+        Request {
+            name: format!("{} {}…", self.reference.repository, blob.digest.short()),
+            sha256: blob.digest,
+            size: blob.size,
+            urls: vec![format!("{}/blobs/sha256:{}", self.fetcher_base(), blob.digest)],
+        }
     }
 
     /// An index or a manifest by digest.
@@ -107,6 +203,13 @@ impl Puller<'_> {
     }
 
     fn image(&self, (bytes, manifest): (Vec<u8>, Manifest), name: &Reference, arch: Arch) -> Result<Image> {
+        if !platform::is_image(&manifest) {
+            let kind: String = manifest.config.media_type.escape_debug().take(100).collect();
+            let text = format!("{} is not a container image: its config is {kind}", self.reference);
+            return Err(Failure::new(Kind::Input, text)
+                .hint("this digest is that of an artifact, such as a signature or a chart; take that of the image")
+                .into());
+        }
         let blobs: Vec<&Descriptor> = [&manifest.config].into_iter().chain(&manifest.layers).collect();
         if blobs.len() > LAYERS || manifest.config.size > DOCUMENT_BYTES {
             return Err(self.refuse("its manifest is beyond all measure").into());
@@ -118,12 +221,7 @@ impl Puller<'_> {
         for blob in &blobs {
             // A layer may be there twice; an empty one often is.
             if requests.iter().all(|r| r.sha256 != blob.digest) {
-                requests.push(Request {
-                    name: format!("{} {}…", self.reference.repository, blob.digest.short()),
-                    sha256: blob.digest,
-                    size: blob.size,
-                    urls: vec![format!("{}/blobs/sha256:{}", self.fetcher_base(), blob.digest)],
-                });
+                requests.push(self.request(blob));
             }
         }
         self.fetcher.fetch(&requests)?;
@@ -134,14 +232,22 @@ impl Puller<'_> {
             })
         };
         let config = fs::read(object(&manifest.config)?)?;
-        let config: ImageConfig = serde_json::from_slice(&config)
-            .map_err(|e| self.refuse("its config cannot be read").because(e))?;
-        if (config.os.as_str(), config.architecture.as_str()) != ("linux", arch.debian()) {
-            let (os, machine) = (config.os.escape_debug(), config.architecture.escape_debug());
-            let text = format!("{} is for {os}/{machine}, not for linux/{arch}", self.reference);
-            return Err(Failure::new(Kind::Input, text)
-                .hint("take the digest of the index, or choose another --arch")
-                .into());
+        let unreadable = |e| self.refuse("its config cannot be read").because(e);
+        let platform: Platform = serde_json::from_slice(&config).map_err(unreadable)?;
+        let _: ImageConfig = serde_json::from_slice(&config).map_err(unreadable)?;
+        let shown = platform::shown(&platform);
+        match platform::demand(&platform, arch) {
+            Some(0) => {}
+            Some(_) => self.ui.warn(format!(
+                "{} is for {shown}: a node with an older processor cannot run it",
+                self.reference
+            )),
+            None => {
+                let text = format!("{} is for {shown}, not for linux/{arch}", self.reference);
+                return Err(Failure::new(Kind::Input, text)
+                    .hint("take the digest of the index, or choose another --arch")
+                    .into());
+            }
         }
         let of = |blob: &&Descriptor| -> Result<Blob> {
             Ok(Blob { digest: blob.digest, size: blob.size, bytes: Bytes::File(object(blob)?) })
@@ -149,7 +255,12 @@ impl Puller<'_> {
         Ok(Image {
             name: name.name(),
             tag: name.tag.clone(),
-            platform: Platform { architecture: config.architecture, os: config.os, variant: None },
+            // Without the variant: `ctr images import` passes over what its own machine's name does not match to the letter.
+            platform: Platform {
+                architecture: arch.debian().to_owned(),
+                os: "linux".to_owned(),
+                variant: None,
+            },
             manifest: bytes,
             blobs: blobs.iter().map(of).collect::<Result<_>>()?,
         })

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err as fs;
 
+use super::platform::{is_about_another, is_image};
 use super::types::{
     CONTAINERD_NAME, Descriptor, Document, INDEX, ImageConfig, Index, LayoutVersion, Manifest, REF_NAME,
     VERSION, blob_path, document,
@@ -111,8 +112,8 @@ impl Layout {
         Ok(layout)
     }
 
-    /// All images of the layout whose manifest is there, in the order of its index. Configs are read and checked, layers are not:
-    /// [`Layout::copy`] does that.
+    /// All images of the layout whose manifest is there, in the order of its index; what is about an image, such as its signature, is left
+    /// out. Configs are read and checked, layers are not: [`Layout::copy`] does that.
     pub fn images(&self) -> Result<Vec<Found>, LayoutError> {
         let index: Index = match serde_json::from_slice(&self.small("index.json")?) {
             Ok(index) => index,
@@ -134,6 +135,9 @@ impl Layout {
             if found.len() >= IMAGES {
                 return wrong(format!("it has more than {IMAGES} images"));
             }
+            if is_about_another(descriptor) {
+                continue;
+            }
             let own = [CONTAINERD_NAME, REF_NAME].iter().find_map(|key| descriptor.annotations.get(*key));
             let name = own.map(String::as_str).or(above);
             // An index may name platforms whose blobs were left out.
@@ -149,6 +153,7 @@ impl Layout {
                 Document::Manifest(manifest) if manifest.layers.len() > LAYERS => {
                     return wrong(format!("{} has more than {LAYERS} layers", descriptor.digest));
                 }
+                Document::Manifest(manifest) if !is_image(&manifest) => {}
                 Document::Manifest(manifest) => {
                     let config = match serde_json::from_slice(&self.document(&manifest.config)?) {
                         Ok(config) => config,

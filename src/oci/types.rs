@@ -53,16 +53,19 @@ pub struct Descriptor {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
     /// Further facts by name.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "null_is_empty", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A machine, in Go's words.
+/// A machine, in Go's words. Both words have to be there; where one is not, it is empty, so that an index of several images is not
+/// unreadable because of one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Platform {
     /// `amd64`, `arm64`.
+    #[serde(default)]
     pub architecture: String,
     /// `linux`.
+    #[serde(default)]
     pub os: String,
     /// `v8`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -179,6 +182,7 @@ pub fn document(bytes: &[u8]) -> Result<Document, String> {
         manifests: Option<serde::de::IgnoredAny>,
         config: Option<serde::de::IgnoredAny>,
         layers: Option<serde::de::IgnoredAny>,
+        fs_layers: Option<serde::de::IgnoredAny>,
     }
     let json = |e: serde_json::Error| format!("it is no manifest: {e}");
     let probe: Probe = serde_json::from_slice(bytes).map_err(json)?;
@@ -190,6 +194,11 @@ pub fn document(bytes: &[u8]) -> Result<Document, String> {
     if manifest && !index && says.is_none_or(|says| [MANIFEST, DOCKER_MANIFEST].contains(&says)) {
         return serde_json::from_slice(bytes).map(Document::Manifest).map_err(json);
     }
+    if probe.fs_layers.is_some() {
+        return Err("it is a manifest of Docker's old form (schema 1), which has no digests of layers: push the image again with a \
+                    newer Docker"
+            .to_owned());
+    }
     let says = says.unwrap_or("no media type").escape_debug().take(100).collect::<String>();
     Err(format!("it is neither an index nor a manifest ({says})"))
 }
@@ -197,6 +206,11 @@ pub fn document(bytes: &[u8]) -> Result<Document, String> {
 /// The path of a blob in a layout.
 pub fn blob_path(digest: Digest) -> String {
     format!("blobs/sha256/{digest}")
+}
+
+/// Programs in Go write an empty map as `null`.
+fn null_is_empty<'de, D: serde::Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
 }
 
 /// `sha256:` and 64 digits.
@@ -244,6 +258,28 @@ mod tests {
                 .contains("no sha256")
         );
         assert!(of(format!("{{{manifest}}}").replace(":0}", ":-1}")).is_err());
+    }
+
+    #[test]
+    fn an_index_is_read_though_an_entry_says_little() {
+        let entry = |more: &str| {
+            format!(r#"{{"mediaType":"x","digest":"sha256:{}","size":0{more}}}"#, Digest::of(b""))
+        };
+        let entries = [
+            "",
+            r#","platform":null,"annotations":null"#,
+            r#","platform":{}"#,
+            r#","platform":{"os":"linux"}"#,
+        ];
+        let text = format!(r#"{{"manifests":[{}]}}"#, entries.map(entry).join(","));
+        let Ok(Document::Index(index)) = document(text.replacen('{', r#"{"schemaVersion":2,"#, 1).as_bytes())
+        else {
+            panic!("{text}");
+        };
+        let named: Vec<_> =
+            index.manifests.iter().map(|m| super::super::platform::named(m).is_some()).collect();
+        assert_eq!(named, [false, false, false, true]);
+        assert!(document(br#"{"schemaVersion":1,"fsLayers":[]}"#).unwrap_err().contains("schema 1"));
     }
 
     proptest! {

@@ -14,6 +14,8 @@ use kiln::exec::{Child, Tool};
 pub const USER: &str = "kiln";
 /// That user's password.
 pub const PASSWORD: &str = "open sesame";
+/// The identity token that a door may want.
+pub const IDENTITY: &str = "1dentity+/=";
 /// bcrypt(3) of it, with a fixed salt: `perl -e 'print crypt("open sesame", "\$2y\$05\$kilnkilnkilnkilnkilnkO")'`.
 const HASH: &str = "$2y$05$kilnkilnkilnkilnkilnkOoQFfuOWMs2A8BB1uQOrhl5t88M3PQDq";
 
@@ -125,6 +127,8 @@ pub enum Manner {
     Token,
     /// Only with a token, which anybody gets.
     AnonymousToken,
+    /// Only with a token, which its own `/token` gives for the identity token [`IDENTITY`] (OAuth 2), and for nothing else.
+    IdentityToken,
 }
 
 /// What was asked for.
@@ -133,6 +137,7 @@ pub struct Asked {
     pub path: String,
     pub range: Option<String>,
     pub authorization: Option<String>,
+    pub body: String,
 }
 
 /// A door before a registry.
@@ -179,7 +184,11 @@ impl Door {
             fields.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim().to_owned())
         };
         let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-        let asked = Asked { path, range: field("range"), authorization: field("authorization") };
+        let length = field("content-length").map_or(0, |length| length.parse().unwrap());
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body)?;
+        let body = String::from_utf8_lossy(&body).into_owned();
+        let asked = Asked { path, range: field("range"), authorization: field("authorization"), body };
         let manner = {
             let mut state = self.state.lock().unwrap();
             state.1.push(asked.clone());
@@ -195,9 +204,16 @@ impl Door {
                 body.len()
             )
         };
-        if matches!(manner, Manner::Token | Manner::AnonymousToken) {
+        if matches!(manner, Manner::Token | Manner::AnonymousToken | Manner::IdentityToken) {
             let known = manner == Manner::AnonymousToken || asked.authorization == Some(basic(PASSWORD));
-            let answer = if asked.path.starts_with("/token?") && known {
+            let words =
+                ["grant_type=refresh_token", "refresh_token=1dentity%2B%2F%3D", "service=door", "client_id="];
+            let answer = if manner == Manner::IdentityToken && asked.path == "/token" {
+                match words.iter().all(|word| asked.body.contains(word)) {
+                    true => plain("200 OK", "", r#"{"access_token":"T0KEN","expires_in":300}"#),
+                    false => plain("400 Bad Request", "", r#"{"error":"invalid_grant"}"#),
+                }
+            } else if manner != Manner::IdentityToken && asked.path.starts_with("/token?") && known {
                 plain("200 OK", "", r#"{"token":"T0KEN","expires_in":300}"#)
             } else if asked.path.starts_with("/token?") {
                 plain("401 Unauthorized", "", "")

@@ -5,6 +5,7 @@
     reason = "a test fails by panicking; clippy spares only the functions marked #[test]"
 )]
 
+mod auth;
 #[path = "../common/mod.rs"]
 mod common;
 mod compose;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use kiln::digest::Digest;
-use kiln::oci::types::{DOCKER_MANIFEST, INDEX, MANIFEST};
+use kiln::oci::types::{DOCKER_INDEX, DOCKER_MANIFEST, INDEX, MANIFEST};
 
 use super::common::registry::{Door, Manner, PASSWORD, Registry, USER};
 use super::common::run::{Env, Run, files_below};
@@ -267,4 +267,179 @@ fn a_name_without_a_digest_or_a_manifest_that_is_none_is_refused() {
     let index = registry.push_manifest(REPOSITORY, INDEX, &serde_json::to_vec(&index).unwrap());
     pull(&env, &registry.host, index, &[])
         .fails(1, &["has no image for linux/amd64", "its index has: linux/s390x"]);
+}
+
+/// Puts the image of an archive there with another platform in its config; digest and length of its manifest.
+fn push_for(registry: &Registry, platform: &serde_json::Value) -> (Digest, usize) {
+    let (layout, found) = only(&archives().join("pause-amd64.tar"));
+    for layer in &found.manifest.layers {
+        let mut bytes = Vec::new();
+        layout.copy(layer, &mut bytes).unwrap();
+        registry.push_blob(REPOSITORY, &bytes);
+    }
+    let mut config = serde_json::to_value(&found.config).unwrap();
+    for (key, value) in platform.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    let config = serde_json::to_vec(&config).unwrap();
+    registry.push_blob(REPOSITORY, &config);
+    let mut manifest = found.manifest;
+    (manifest.config.digest, manifest.config.size) = (Digest::of(&config), config.len() as u64);
+    let bytes = serde_json::to_vec(&manifest).unwrap();
+    (registry.push_manifest(REPOSITORY, MANIFEST, &bytes), bytes.len())
+}
+
+/// An entry of an index, with these further keys.
+fn entry((digest, size): (Digest, usize), kind: &str, more: serde_json::Value) -> serde_json::Value {
+    let mut entry =
+        serde_json::json!({"mediaType": kind, "digest": format!("sha256:{digest}"), "size": size});
+    entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    entry
+}
+
+fn push_index(registry: &Registry, kind: &str, entries: &[serde_json::Value]) -> (Digest, usize) {
+    let index = serde_json::json!({"schemaVersion": 2, "mediaType": kind, "manifests": entries});
+    let bytes = serde_json::to_vec(&index).unwrap();
+    (registry.push_manifest(REPOSITORY, kind, &bytes), bytes.len())
+}
+
+#[test]
+fn the_image_of_a_machine_is_found_by_variant_by_config_and_in_inner_indexes() {
+    use serde_json::json;
+    let registry = Registry::start(tools(), false);
+    let platform = |arch: &str, variant: &str| json!({"platform": {"os": "linux", "architecture": arch, "variant": variant}});
+    let of = |arch: &str, variant: &str| json!({"os": "linux", "architecture": arch, "variant": variant});
+    let plain = push_for(&registry, &json!({}));
+    let v2 = push_for(&registry, &of("amd64", "v2"));
+    let v3 = push_for(&registry, &of("amd64", "v3"));
+    let arm = push_for(&registry, &of("arm64", "v8"));
+    let windows = push_for(&registry, &json!({"os": "windows"}));
+    // What BuildKit puts beside an image, and a signature.
+    let about = push_for(&registry, &json!({"os": "unknown", "architecture": "unknown"}));
+    registry.push_blob(REPOSITORY, b"{}");
+    let artifact = serde_json::to_vec(&json!({
+        "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": "application/vnd.example.signature",
+        "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": format!("sha256:{}", Digest::of(b"{}")), "size": 2},
+        "layers": [{"mediaType": "text/plain", "digest": format!("sha256:{}", Digest::of(b"{}")), "size": 2}],
+    }))
+    .unwrap();
+    let artifact = (registry.push_manifest(REPOSITORY, MANIFEST, &artifact), artifact.len());
+    let noise = [
+        entry(
+            about,
+            MANIFEST,
+            json!({
+                "platform": {"os": "unknown", "architecture": "unknown"},
+                "annotations": {"vnd.docker.reference.type": "attestation-manifest"}
+            }),
+        ),
+        entry(about, MANIFEST, json!({"annotations": {"vnd.docker.reference.type": "attestation-manifest"}})),
+        entry(artifact, MANIFEST, json!({})),
+        entry(
+            windows,
+            MANIFEST,
+            json!({"platform": {"os": "windows", "architecture": "amd64", "os.version": "10.0.17763.1"}}),
+        ),
+    ];
+    let index = |kind: &str, entries: Vec<serde_json::Value>| {
+        push_index(&registry, kind, &[&noise[..], &entries].concat())
+    };
+    let inner = push_index(
+        &registry,
+        INDEX,
+        &[entry(v3, MANIFEST, platform("amd64", "v3")), entry(plain, MANIFEST, json!({}))],
+    );
+    let none = json!({});
+    for (name, index, arch, wanted, warning) in [
+        (
+            "v3 before v2",
+            index(
+                INDEX,
+                vec![
+                    entry(v3, MANIFEST, platform("amd64", "v3")),
+                    entry(v2, MANIFEST, platform("amd64", "v2")),
+                ],
+            ),
+            "amd64",
+            v2,
+            "linux/amd64/v2",
+        ),
+        (
+            "all",
+            index(
+                INDEX,
+                vec![
+                    entry(v3, MANIFEST, platform("amd64", "v3")),
+                    entry(plain, MANIFEST, platform("amd64", "v1")),
+                ],
+            ),
+            "amd64",
+            plain,
+            "",
+        ),
+        (
+            "v3 alone",
+            index(INDEX, vec![entry(v3, MANIFEST, platform("amd64", "v3"))]),
+            "amd64",
+            v3,
+            "linux/amd64/v3",
+        ),
+        (
+            "no platform",
+            index(INDEX, vec![entry(arm, MANIFEST, none.clone()), entry(plain, MANIFEST, none.clone())]),
+            "amd64",
+            plain,
+            "",
+        ),
+        (
+            "no platform, arm64",
+            index(INDEX, vec![entry(plain, MANIFEST, none.clone()), entry(arm, MANIFEST, none.clone())]),
+            "arm64",
+            arm,
+            "",
+        ),
+        (
+            "empty platform, variants",
+            index(
+                INDEX,
+                vec![
+                    entry(v3, MANIFEST, json!({"platform": {}})),
+                    entry(v2, MANIFEST, json!({"platform": {}})),
+                ],
+            ),
+            "amd64",
+            v2,
+            "v2",
+        ),
+        (
+            "uname's names",
+            index(INDEX, vec![entry(arm, MANIFEST, platform("aarch64", "8"))]),
+            "arm64",
+            arm,
+            "",
+        ),
+        ("an index inside", index(INDEX, vec![entry(inner, INDEX, none.clone())]), "amd64", v3, "v3"),
+        (
+            "an index inside, named",
+            index(INDEX, vec![entry(inner, INDEX, platform("amd64", ""))]),
+            "amd64",
+            v3,
+            "v3",
+        ),
+    ] {
+        let env = Env::new();
+        let run = pull(&env, &registry.host, index.0, &["--arch", arch]).ok();
+        assert_eq!(only(&out(&env, arch)).1.digest(), wanted.0, "{name}: {}", run.text());
+        let warned = run.stderr.contains("older processor");
+        assert!(warned != warning.is_empty() && run.stderr.contains(warning), "{name}: {}", run.text());
+    }
+    let env = Env::new();
+    let index =
+        index(DOCKER_INDEX, vec![entry(arm, MANIFEST, platform("arm64", "v8")), entry(arm, MANIFEST, none)]);
+    let run = pull(&env, &registry.host, index.0, &[])
+        .fails(1, &["has no image for linux/amd64", "its index has: windows/amd64, linux/arm64/v8"]);
+    assert!(!run.stderr.contains("unknown"), "{}", run.text());
+    let deep = (0..5).fold(inner, |inner, _| push_index(&registry, INDEX, &[entry(inner, INDEX, json!({}))]));
+    pull(&env, &registry.host, deep.0, &[]).fails(4, &["too deep"]);
+    pull(&env, &registry.host, artifact.0, &[]).fails(1, &["is not a container image", "oci.empty"]);
 }

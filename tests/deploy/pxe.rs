@@ -45,6 +45,10 @@ fn a_machine_goes_the_whole_way_and_is_installed_once() {
 
     let offer = ask_dhcp(&server, 0, &uefi, 20).unwrap();
     assert_eq!(boot_file(&offer), "snponly.efi");
+    // As options too, with the NUL without which old firmware reads on.
+    for option in [&b"\x43\x0csnponly.efi\0"[..], b"\x42\x0a127.0.0.1\0"] {
+        assert!(offer.windows(option.len()).any(|bytes| bytes == option), "{option:?} in {offer:?}");
+    }
     let ipxe = server
         .tftp(address(0), "snponly.efi", "blksize\x001400\x00windowsize\x004\x00tsize\x000\x00")
         .unwrap();
@@ -272,6 +276,12 @@ fn tftp_has_its_names_and_nothing_else() {
     assert_eq!(raw(b"\0\x02snponly.efi\0octet\0").unwrap()[..4], [0, 5, 0, 2], "nothing is written");
     assert_eq!(raw(b"\0\x01snponly.efi\0netascii\0").unwrap()[..4], [0, 5, 0, 0]);
     assert_eq!(raw(b"\0\x01snponly.efi\0octet").unwrap()[..4], [0, 5, 0, 4]);
+    // Firmware that reads option 67 past its end asks for such names; they are not there, and nothing is wrong with the request.
+    for name in [&b"snponly.efi\xff"[..], b"snponly.efi\xff\xff\xff", b"\xe4.efi", b"\xff"] {
+        let request = [b"\0\x01", name, b"\0octet\0tsize\x000\0"].concat();
+        assert_eq!(raw(&request).unwrap()[..4], [0, 5, 0, 1], "{name:?}");
+    }
+    assert_eq!(raw(b"\0\x01snponly.efi\0OCTET\0TSIZE\x000\0\0\0").unwrap()[..2], [0, 6], "zeros in the end");
     for noise in [&b""[..], b"\0", b"\0\x03\0\x01data", b"\0\x04\0\x01", b"\0\x05\0\0\0", b"\xff\xff\xff"] {
         assert_eq!(raw(noise), None, "{noise:?}");
     }

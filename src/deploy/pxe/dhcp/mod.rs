@@ -147,14 +147,15 @@ fn boot_options(site: &Site, request: &Request, class: Class, reply: Reply) -> O
         reply = reply.option(option::UUID, uuid);
     }
     if class == Class::Http {
-        return Some(reply.option(option::CLASS, "HTTPClient").option(option::BOOT_FILE, &file));
+        return Some(reply.option(option::CLASS, "HTTPClient").text(option::BOOT_FILE, &file));
     }
-    // Old firmware reads the field, and stumbles over an option that it did not ask for.
-    if request.asks_for(option::BOOT_FILE) {
-        reply = reply.option(option::BOOT_FILE, &file);
+    // Old firmware reads the field, and stumbles over an option that it did not ask for. A name that is too long for the field is in the
+    // option alone.
+    if request.asks_for(option::BOOT_FILE) || reply.boot_file() != file {
+        reply = reply.text(option::BOOT_FILE, &file);
     }
     if request.asks_for(option::TFTP_SERVER) {
-        reply = reply.option(option::TFTP_SERVER, site.address.to_string());
+        reply = reply.text(option::TFTP_SERVER, &site.address.to_string());
     }
     let mut vendor = Vec::new();
     if let Some(item) = boot_item(request) {
@@ -288,7 +289,17 @@ mod tests {
             let http = class.starts_with(b"HTTP");
             assert_eq!(reply.get(option::CLASS), Some(if http { &b"HTTPClient"[..] } else { b"PXEClient" }));
             assert_eq!(reply.get(option::VENDOR).is_some(), !http);
+            assert_eq!(reply.get(option::BOOT_FILE).is_some(), http, "PXE did not ask for it");
+            // Who asks for options gets them with a NUL in the end, and the field all the same.
+            let more = [more, &[(55, &[66, 67][..])]].concat();
+            let (reply, _) = ask(&site, &mut inner, Port::Dhcp, &discover(arch, class, &more)).unwrap();
+            assert_eq!(reply.boot_file(), file);
+            assert_eq!(reply.get(option::BOOT_FILE), Some(format!("{file}\0").as_bytes()));
+            assert_eq!(reply.get(option::TFTP_SERVER), (!http).then_some(&b"192.168.50.2\0"[..]));
         }
+        // Firmware that is older than option 93.
+        let old = packet(1, CARD, &[(60, b"PXEClient:Arch:00000:UNDI:002001")]);
+        assert_eq!(ask(&site, &mut inner, Port::Dhcp, &old).unwrap().0.boot_file(), "undionly.kpxe");
         // What has no program gets no answer: UEFI of 32 bits, and arm64 without an image.
         for arch in [6, 15, 11, 200] {
             assert!(
@@ -310,7 +321,7 @@ mod tests {
         let (reply, to) = ask(&site, &mut inner, Port::Boot, &request).unwrap();
         assert_eq!((reply.message(), to.to_string().as_str()), (Message::Ack, "192.168.50.77:2070"));
         assert_eq!(reply.get(option::VENDOR), Some(&[71, 4, 0x80, 0, 0, 1, 6, 1, 8, 255][..]));
-        assert_eq!(reply.get(option::BOOT_FILE), Some(&b"snponly.efi"[..]));
+        assert_eq!(reply.get(option::BOOT_FILE), Some(&b"snponly.efi\0"[..]));
         for own in [3, 8] {
             let (reply, _) =
                 ask(&site, &mut inner, Port::Boot, &packet(own, CARD, &[(60, b"kiln-node")])).unwrap();

@@ -167,10 +167,16 @@ impl Request {
         self.option(option::PARAMETERS).is_some_and(|list| list.contains(&code))
     }
 
-    /// The kind of machine and firmware, the first that the client names (RFC 4578, 2.1).
+    /// The kind of machine and firmware, the first that the client names (RFC 4578, 2.1). Firmware that is older than that option names
+    /// it in its class alone: `PXEClient:Arch:00007:UNDI:003016` (PXE 2.1, 2.2.3).
     pub fn arch(&self) -> Option<u16> {
-        let bytes = self.option(option::ARCH)?;
-        Some(u16::from_be_bytes([*bytes.first()?, *bytes.get(1)?]))
+        if let Some([high, low, ..]) = self.option(option::ARCH) {
+            return Some(u16::from_be_bytes([*high, *low]));
+        }
+        let class = std::str::from_utf8(self.option(option::CLASS)?).ok()?;
+        let digits =
+            class.strip_prefix("PXEClient:Arch:").or_else(|| class.strip_prefix("HTTPClient:Arch:"))?;
+        digits.get(..5).filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?.parse().ok()
     }
 
     /// The machine's UUID as SMBIOS and people write it (RFC 4578, 2.3: type 0, then 16 bytes, the first fields in the order of PCs).
@@ -274,6 +280,15 @@ impl Reply {
         self
     }
 
+    /// Adds an option of text that ends with a NUL, as firmware wants names: RFC 2132 (2) asks clients to do without it and not to mind
+    /// it, but old UEFI firmware and ROMs of Intel's cards copy the bytes as a C string and then ask TFTP for `snponly.efi\xff…`. dnsmasq
+    /// does the same for options 66 and 67. iPXE and UEFI's HTTP Boot end the text at the NUL.
+    #[must_use]
+    pub fn text(self, code: u8, text: &str) -> Self {
+        let bytes = if text.is_empty() { Vec::new() } else { [text.as_bytes(), b"\0"].concat() };
+        self.option(code, bytes)
+    }
+
     /// Adds an option with addresses, if there are any.
     #[must_use]
     pub fn addresses(self, code: u8, addresses: &[Ipv4Addr]) -> Self {
@@ -373,6 +388,34 @@ pub(in super::super) mod tests {
         assert_eq!(request.address(50), Some(Ipv4Addr::new(192, 168, 50, 111)));
         assert_eq!(request.class(), "PXEClient:Arch:00007:UNDI:003016");
         assert!(Request::parse(&packet(1, CARD, &[(77, b"iPXE")])).unwrap().is_ipxe());
+    }
+
+    #[test]
+    fn firmware_without_option_93_names_its_kind_in_its_class() {
+        for (options, arch) in [
+            (&[(60, &b"PXEClient:Arch:00000:UNDI:002001"[..])][..], Some(0)),
+            (&[(60, b"PXEClient:Arch:00007")], Some(7)),
+            (&[(60, b"HTTPClient:Arch:00016:UNDI:003001")], Some(16)),
+            (&[(60, b"PXEClient:Arch:00000"), (93, &[0, 7])], Some(7)),
+            (&[(60, b"PXEClient")], None),
+            (&[(60, b"PXEClient:Arch:7")], None),
+            (&[(60, b"PXEClient:Arch:+0007")], None),
+            (&[(60, b"PXEClient:Arch:99999")], None),
+            (&[(60, b"PXEClient:Arch:0000\xff"), (93, &[0])], None),
+        ] {
+            assert_eq!(Request::parse(&packet(1, CARD, options)).unwrap().arch(), arch, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn names_in_options_end_with_a_nul_and_no_name_is_no_option() {
+        let request = Request::parse(&packet(1, CARD, &[])).unwrap();
+        let reply = Reply::new(Message::Ack).text(66, "192.168.50.2").text(67, "").text(67, "snponly.efi");
+        let bytes = reply.bytes(&request);
+        let options = b"\x35\x01\x05\x42\x0d192.168.50.2\0\x43\x0csnponly.efi\0\xff";
+        assert_eq!(&bytes[240..240 + options.len()], options);
+        assert_eq!(Reply::new(Message::Ack).text(67, &"x".repeat(255)).get(67), None);
+        assert_eq!(Reply::new(Message::Ack).text(67, &"x".repeat(254)).get(67).unwrap().len(), 255);
     }
 
     #[test]

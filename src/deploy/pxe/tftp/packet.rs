@@ -28,7 +28,7 @@ pub enum Code {
 /// What a client asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Read {
-    /// The name, as it was sent.
+    /// The name as it was sent, but for what is not UTF-8: each such byte is U+FFFD, which no name that is served has.
     pub name: String,
     /// The block size that was negotiated.
     pub block: Option<usize>,
@@ -75,30 +75,37 @@ fn read(length: usize, rest: &[u8]) -> Result<Read, Refusal> {
         return Err(illegal);
     }
     let text = rest.strip_suffix(b"\0").ok_or(illegal)?;
-    let mut fields = text.split(|b| *b == 0).map(|field| std::str::from_utf8(field).map_err(|_| illegal));
-    let name = fields.next().ok_or(illegal)??.to_owned();
-    let mode = fields.next().ok_or(illegal)??;
-    if !mode.eq_ignore_ascii_case("octet") {
+    // No field has to be UTF-8: a name that is not is one that is not here, and an option is one that is not known.
+    let mut fields = text.split(|b| *b == 0);
+    let name = String::from_utf8_lossy(fields.next().ok_or(illegal)?).into_owned();
+    let mode = fields.next().ok_or(illegal)?;
+    if !mode.eq_ignore_ascii_case(b"octet") {
         return Err((Code::Undefined, "only the mode octet is served"));
     }
     let mut read = Read { name, block: None, size: false, timeout: None, window: None };
     while let Some(option) = fields.next() {
-        let (option, value) = (option?.to_ascii_lowercase(), fields.next().ok_or(illegal)??);
+        // Firmware that sends its whole buffer sends zeros in the end.
+        if option.is_empty() {
+            break;
+        }
+        let (option, value) = (option.to_ascii_lowercase(), fields.next().ok_or(illegal)?);
         // Signs and blanks are no digits.
-        let number =
-            || value.bytes().all(|b| b.is_ascii_digit()).then(|| value.parse::<u64>().ok()).flatten();
-        match option.as_str() {
-            "blksize" => {
+        let number = || {
+            let digits = std::str::from_utf8(value).ok().filter(|v| v.bytes().all(|b| b.is_ascii_digit()))?;
+            digits.parse::<u64>().ok()
+        };
+        match option.as_slice() {
+            b"blksize" => {
                 let asked = number().filter(|n| (8..=65_464).contains(n));
                 let asked = asked.ok_or((Code::Option, "blksize is from 8 to 65464"))?;
                 read.block = Some(usize::try_from(asked).unwrap_or(BLOCK).min(LARGEST_BLOCK));
             }
-            "tsize" => read.size = true,
-            "timeout" => {
+            b"tsize" => read.size = true,
+            b"timeout" => {
                 let asked = number().and_then(|n| u8::try_from(n).ok()).filter(|n| *n > 0);
                 read.timeout = Some(asked.ok_or((Code::Option, "timeout is from 1 to 255"))?);
             }
-            "windowsize" => {
+            b"windowsize" => {
                 let asked = number().and_then(|n| u16::try_from(n).ok()).filter(|n| *n > 0);
                 let asked = asked.ok_or((Code::Option, "windowsize is from 1 to 65535"))?;
                 read.window = Some(asked.min(LARGEST_WINDOW));
@@ -163,6 +170,31 @@ mod tests {
         assert_eq!(answer, b"\0\x06blksize\x001468\0tsize\x00173792\0timeout\x003\0windowsize\x0016\0");
         assert_eq!(options(&of("a\0OCTET\0"), 1), None);
         assert_eq!(of("a\0octet\0blksize\08\0").block, Some(8));
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_make_no_request_malformed() {
+        let of = |bytes: &[u8]| match parse(&[b"\0\x01", bytes].concat()).unwrap().unwrap() {
+            Packet::Read(read) => read,
+            other => panic!("{other:?}"),
+        };
+        // Firmware that took option 67 for a C string sends what stands behind it.
+        for (name, read) in [
+            (&b"snponly.efi\xff"[..], "snponly.efi\u{fffd}"),
+            (b"snponly.efi\xff\xff", "snponly.efi\u{fffd}\u{fffd}"),
+            (b"snponly.efi<\x09PXEClient", "snponly.efi<\x09PXEClient"),
+            (b"\xc3\xa4\xe4", "ä\u{fffd}"),
+            (b"", ""),
+        ] {
+            assert_eq!(of(&[name, b"\0octet\0"].concat()).name, read);
+        }
+        assert_eq!(of(b"a\0octet\0blksi\xffe\x00512\0blksize\x001024\0").block, Some(1024));
+        assert!(of(b"a\0octet\0tsize\0\xff\0").size);
+        assert_eq!(of(b"a\0OcTeT\0BLKSIZE\x00512\0\0\0\0\0").block, Some(512));
+        assert_eq!(of(b"a\0octet\0\0\0"), of(b"a\0octet\0"));
+        assert_eq!(parse(b"\0\x01a\0octet\0blksize\0\xff\0").unwrap_err().0, Code::Option);
+        assert_eq!(parse(b"\0\x01a\0\xff\0").unwrap_err().0, Code::Undefined);
+        assert_eq!(parse(b"\0\x01a\0\0").unwrap_err().0, Code::Undefined, "no mode");
     }
 
     #[test]
