@@ -26,6 +26,7 @@ mod k3s;
 mod kernel;
 mod layer;
 mod project;
+pub mod yaml;
 
 pub use cilium::{Cilium, CiliumBgp, Encryption};
 pub use container::ContainerSpec;
