@@ -1,12 +1,13 @@
 //! Which accelerator to use, proven by a guest.
 //!
 //! A /dev/kvm that opens says little: nested and cloud hosts have ones whose guests hang, or that end QEMU when it sets the
-//! CPU's registers. So [`prove`] starts QEMU exactly as a machine would be started (same `-cpu`) with a guest of a few
-//! instructions that prints [`TOKEN`] and ends. If that does not come within [`LIMIT`], the machine runs under TCG, and
-//! [`Choice::reason`] says why.
+//! CPU's registers, or that run real mode and stop at the first floating-point instruction of a kernel (kvm-pvm of some cloud
+//! hosts: "KVM internal error. Suberror: 1"). So [`prove`] starts QEMU exactly as a machine would be started (same `-cpu`) with
+//! a guest of a few instructions that does what firmware does first: it switches to 64-bit mode with paging, uses FPU and SSE,
+//! prints [`TOKEN`] and ends. If that does not come within [`LIMIT`], the machine runs under TCG, and [`Choice::reason`] says why.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fs_err as fs;
 
@@ -18,6 +19,10 @@ use crate::exec::{self, Tool};
 pub const TOKEN: &str = "kiln-guest-alive";
 /// A working KVM answers in a fifth of a second; five leave room for a busy host.
 pub const LIMIT: Duration = Duration::from_secs(5);
+/// How often the test guest is looked at.
+const STEP: Duration = Duration::from_millis(10);
+/// What QEMU says when KVM gives a guest up (kvm_handle_internal_error in accel/kvm/kvm-all.c).
+const STOPPED: &str = "KVM internal error";
 
 /// How guest code is run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,11 +105,12 @@ pub fn prove(root: &Path, arch: Arch) -> Result<Choice, Failure> {
         Ok(_) => {}
     }
     match try_guest(root, &emulator, arch, Accel::Kvm) {
-        Ok(true) => Ok(Choice { accel: Accel::Kvm, reason: "its test guest answered".to_owned() }),
-        Ok(false) => tcg("KVM is there but its test guest ended without an answer"),
-        Err(exec::Error::Timeout { .. }) => {
+        Ok(Trial::Answered) => Ok(Choice { accel: Accel::Kvm, reason: "its test guest answered".to_owned() }),
+        Ok(Trial::Stopped(why)) => tcg(&format!("KVM is there but it stopped its test guest: {why}")),
+        Ok(Trial::Silent) => {
             tcg(&format!("KVM is there but its test guest did not answer in {} s", LIMIT.as_secs()))
         }
+        Ok(Trial::Ended) => tcg("KVM is there but its test guest ended without an answer"),
         Err(exec::Error::Signal { .. } | exec::Error::Exit { .. }) => {
             tcg("KVM is there but QEMU failed to start its test guest")
         }
@@ -112,18 +118,44 @@ pub fn prove(root: &Path, arch: Arch) -> Result<Choice, Failure> {
     }
 }
 
-/// Runs the test guest; true when its token came.
-fn try_guest(root: &Path, emulator: &Tool, arch: Arch, accel: Accel) -> Result<bool, exec::Error> {
+/// What became of the test guest.
+#[derive(Debug, PartialEq, Eq)]
+enum Trial {
+    /// Its token came.
+    Answered,
+    /// QEMU says that KVM cannot go on; the first line of it.
+    Stopped(String),
+    /// QEMU ended without the token.
+    Ended,
+    /// Neither came within [`LIMIT`].
+    Silent,
+}
+
+/// Runs the test guest.
+fn try_guest(root: &Path, emulator: &Tool, arch: Arch, accel: Accel) -> Result<Trial, exec::Error> {
     let io_error = |source| exec::Error::Io { program: emulator.name().to_owned(), source };
     let folder = tempfile::Builder::new().prefix("kiln-accel-").tempdir().map_err(io_error)?;
     let (guest, answer) = (folder.path().join("guest.bin"), folder.path().join("answer"));
     fs::write(&guest, guest_bytes(arch)).map_err(io_error)?;
-    match trial(root, emulator, arch, accel, &guest, &answer).limit(LIMIT).run() {
-        // isa-debug-exit ends QEMU with twice the byte plus one: 0x10 gives 33.
-        Ok(()) | Err(exec::Error::Exit { code: 33, .. }) => {}
-        Err(error) => return Err(error),
+    let mut child = trial(root, emulator, arch, accel, &guest, &answer).spawn()?;
+    let begin = Instant::now();
+    loop {
+        let ended = child.wait(STEP)?.is_some();
+        // QEMU makes the file when it starts.
+        if fs::read_to_string(&answer).is_ok_and(|text| text.contains(TOKEN)) {
+            return Ok(Trial::Answered);
+        }
+        // QEMU does not end then: it keeps the machine, stopped, for a debugger.
+        if let Some(line) = child.stderr().lines().find(|line| line.contains(STOPPED)) {
+            return Ok(Trial::Stopped(line.trim().to_owned()));
+        }
+        if ended {
+            return Ok(Trial::Ended);
+        }
+        if begin.elapsed() > LIMIT {
+            return Ok(Trial::Silent);
+        }
     }
-    Ok(fs::read_to_string(&answer).map_err(io_error)?.contains(TOKEN))
 }
 
 /// The call of `emulator` that runs `guest` as a machine would be run; what it says goes to the file `answer`.
@@ -158,26 +190,60 @@ fn guest_bytes(arch: Arch) -> Vec<u8> {
     }
 }
 
+/// Identity-maps the first 2 MiB by one large page and enters 64-bit mode as Intel's manual, volume 3A, 11.8.5 has it. Memory is
+/// zero when QEMU starts, so only the used entries of the page tables are written.
+///
 /// ```text
-/// ff00  fa            cli
-/// ff01  fc            cld
-/// ff02  be 16 ff      mov  si, 0xff16     ; the token, at the end of the code
-/// ff05  2e ac         cs lodsb
-/// ff07  84 c0         test al, al
-/// ff09  74 04         jz   0xff0f
-/// ff0b  e6 e9         out  0xe9, al       ; isa-debugcon
-/// ff0d  eb f6         jmp  0xff05
-/// ff0f  b0 10         mov  al, 0x10
-/// ff11  e6 f4         out  0xf4, al       ; isa-debug-exit
-/// ff13  f4            hlt
-/// ff14  eb fd         jmp  0xff13
-/// ff16  TOKEN, 0
-/// fff0  e9 0d ff      jmp  0xff00         ; where an x86 CPU begins
+/// ff00  fa                       cli
+/// ff01  fc                       cld
+/// ff02  ea 07 ff 00 f0           ljmp  0xf000:0xff07       ; the copy of this firmware below 1 MiB
+/// ff07  31 c0                    xor   ax, ax
+/// ff09  8e d8                    mov   ds, ax
+/// ff0b  c7 06 00 10 03 20        mov   word [0x1000], 0x2003   ; level 4: present, writable
+/// ff11  c7 06 00 20 03 30        mov   word [0x2000], 0x3003   ; level 3
+/// ff17  c7 06 00 30 83 00        mov   word [0x3000], 0x83     ; level 2: a page of 2 MiB at 0
+/// ff1d  2e 66 0f 01 16 73 ff     lgdt  cs:[0xff73]
+/// ff24  66 b8 00 10 00 00        mov   eax, 0x1000
+/// ff2a  0f 22 d8                 mov   cr3, eax
+/// ff2d  66 b8 20 06 00 00        mov   eax, 0x620           ; PAE, OSFXSR, OSXMMEXCPT
+/// ff33  0f 22 e0                 mov   cr4, eax
+/// ff36  66 b9 80 00 00 c0        mov   ecx, 0xc0000080      ; EFER
+/// ff3c  0f 32                    rdmsr
+/// ff3e  80 cc 01                 or    ah, 1                ; LME
+/// ff41  0f 30                    wrmsr
+/// ff43  66 b8 33 00 00 80        mov   eax, 0x80000033      ; PE, MP, ET, NE, PG
+/// ff49  0f 22 c0                 mov   cr0, eax
+/// ff4c  66 ea 54 ff 0f 00 08 00  ljmp  8:0xfff54
+/// ff54  9b                       fwait                      ; 64 bits from here
+/// ff55  db e3                    fninit
+/// ff57  66 0f 6e c0              movd  xmm0, eax
+/// ff5b  0f 58 c0                 addps xmm0, xmm0
+/// ff5e  be 89 ff 0f 00           mov   esi, 0xfff89         ; the token
+/// ff63  ac                       lodsb
+/// ff64  84 c0                    test  al, al
+/// ff66  74 04                    jz    0xff6c
+/// ff68  e6 e9                    out   0xe9, al             ; isa-debugcon
+/// ff6a  eb f7                    jmp   0xff63
+/// ff6c  b0 10                    mov   al, 0x10
+/// ff6e  e6 f4                    out   0xf4, al             ; isa-debug-exit
+/// ff70  f4                       hlt
+/// ff71  eb fd                    jmp   0xff70
+/// ff73  0f 00 79 ff 0f 00        limit and address of the table of segments
+/// ff79  0, 00af9b000000ffff      no segment; 64-bit code, present, ring 0
+/// ff89  TOKEN, 0
+/// fff0  e9 0d ff                 jmp   0xff00               ; where an x86 CPU begins
 /// ```
 fn x86_rom() -> Vec<u8> {
     let mut code = vec![
-        0xfa, 0xfc, 0xbe, 0x16, 0xff, 0x2e, 0xac, 0x84, 0xc0, 0x74, 0x04, 0xe6, 0xe9, 0xeb, 0xf6, 0xb0, 0x10,
-        0xe6, 0xf4, 0xf4, 0xeb, 0xfd,
+        0xfa, 0xfc, 0xea, 0x07, 0xff, 0x00, 0xf0, 0x31, 0xc0, 0x8e, 0xd8, 0xc7, 0x06, 0x00, 0x10, 0x03, 0x20,
+        0xc7, 0x06, 0x00, 0x20, 0x03, 0x30, 0xc7, 0x06, 0x00, 0x30, 0x83, 0x00, 0x2e, 0x66, 0x0f, 0x01, 0x16,
+        0x73, 0xff, 0x66, 0xb8, 0x00, 0x10, 0x00, 0x00, 0x0f, 0x22, 0xd8, 0x66, 0xb8, 0x20, 0x06, 0x00, 0x00,
+        0x0f, 0x22, 0xe0, 0x66, 0xb9, 0x80, 0x00, 0x00, 0xc0, 0x0f, 0x32, 0x80, 0xcc, 0x01, 0x0f, 0x30, 0x66,
+        0xb8, 0x33, 0x00, 0x00, 0x80, 0x0f, 0x22, 0xc0, 0x66, 0xea, 0x54, 0xff, 0x0f, 0x00, 0x08, 0x00, 0x9b,
+        0xdb, 0xe3, 0x66, 0x0f, 0x6e, 0xc0, 0x0f, 0x58, 0xc0, 0xbe, 0x89, 0xff, 0x0f, 0x00, 0xac, 0x84, 0xc0,
+        0x74, 0x04, 0xe6, 0xe9, 0xeb, 0xf7, 0xb0, 0x10, 0xe6, 0xf4, 0xf4, 0xeb, 0xfd, 0x0f, 0x00, 0x79, 0xff,
+        0x0f, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00, 0x00, 0x00, 0x9b, 0xaf,
+        0x00,
     ];
     code.extend_from_slice(TOKEN.as_bytes());
     rom(&code)
@@ -235,7 +301,9 @@ mod tests {
         assert_eq!(rom.len(), 0x1_0000);
         let jump = i16::from_le_bytes([rom[0xfff1], rom[0xfff2]]);
         assert_eq!(0xfff3 + i32::from(jump), 0xff00);
-        let token = usize::from(u16::from_le_bytes([rom[0xff03], rom[0xff04]]));
+        // The address that `mov esi` takes, in the copy of the firmware that ends at 1 MiB.
+        assert_eq!(rom[0xff5e], 0xbe);
+        let token = u32::from_le_bytes(rom[0xff5f..0xff63].try_into().unwrap()) as usize - 0xf_0000;
         assert_eq!(&rom[token..token + TOKEN.len()], TOKEN.as_bytes());
         assert_eq!(rom[token + TOKEN.len()], 0);
     }
