@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::arch::Arch;
 use crate::error::report;
-use crate::fetch::{Fetcher, Mirrors};
+use crate::fetch::{Fetcher, For, Mirror, Mirrors, Wanted};
 use crate::lock::{Lock, Locked, SetId, SetKind};
 use crate::qemu::accel::{self, Accel};
 use crate::spec::Project;
@@ -261,49 +261,96 @@ fn mirrors(
     store: Option<&Store>,
     record: &mut Record,
 ) {
-    let mirrors = match Mirrors::of_machine() {
+    let mut mirrors = match Mirrors::of_machine() {
         Ok(mirrors) => mirrors,
         Err(error) => return record.failed("mirrors", &error),
     };
-    let Some(project) = project else { return };
+    // Looking makes no store: without one nobody is asked.
+    let fetcher = store.and_then(|store| Fetcher::of_mirrors(store, patient.ui, &mirrors).ok());
+    if let (true, Some(fetcher)) = (patient.online, &fetcher) {
+        mirrors.read_lists(fetcher);
+    }
+    let Some(project) = project else { return left_out(mirrors.left_out(), record) };
+    let archs: Vec<&str> = project.archive.architectures.iter().map(|arch| arch.debian()).collect();
+    let mut others = Vec::new();
     let mut done = Vec::new();
     for suite in project.archive.suite.iter() {
         if done.contains(&&suite.archive) {
             continue;
         }
         done.push(&suite.archive);
-        let check = format!("mirrors of {}", suite.archive);
         let snapshot = locked.and_then(|l| l.lock().suite(&suite.name)).map(|s| s.snapshot.as_str());
-        let bases = mirrors.bases(&suite.archive, snapshot);
-        let (true, Some(store)) = (patient.online, store) else {
-            let why = if patient.online { "there is no store yet" } else { "--offline" };
-            record.add(&check, State::Note, format!("{} known, not asked: {why}", bases.len()));
-            continue;
+        let wanted = Wanted {
+            archive: &suite.archive,
+            snapshot,
+            kind: For::Index,
+            architectures: &archs,
+            suite: &suite.name,
+            component: "",
         };
-        let spinner = patient.ui.spinner("Asking", check.clone());
-        let mut answers = Vec::new();
-        let mut silent = Vec::new();
-        for base in &bases {
-            let url = format!("{base}/dists/{}/InRelease", suite.name);
-            match Fetcher::new(store, patient.ui).and_then(|f| f.get(&url, MAX_RELEASE)) {
-                Ok(_) => answers.push(base.clone()),
-                Err(error) => silent.push(format!("{error:#}")),
+        others.extend(mirrors.of_other_machines(&wanted));
+        archive(patient, &wanted, &mirrors.of(&wanted), fetcher.as_ref(), record);
+    }
+    left_out(&[mirrors.left_out(), &others].concat(), record);
+}
+
+/// The mirrors of one archive, in the order in which they are asked.
+fn archive(
+    patient: &Patient<'_>,
+    wanted: &Wanted<'_>,
+    mirrors: &[Mirror],
+    fetcher: Option<&Fetcher<'_>>,
+    record: &mut Record,
+) {
+    let check = format!("mirrors of {}", wanted.archive);
+    let remedy =
+        "set KILN_DEBIAN_MIRROR, or `mirrors` in kiln's config.toml; packages in the store need none";
+    let described = |number: usize, mirror: &Mirror| {
+        let way = fetcher.map(|fetcher| fetcher.way(&mirror.url)).unwrap_or_default();
+        let way: String = way.iter().map(|part| format!("; {part}")).collect();
+        format!("{}. {} ({}){way}", number + 1, mirror.url, mirror.from)
+    };
+    let (true, Some(fetcher)) = (patient.online, fetcher) else {
+        let why = if patient.online { "there is no store yet" } else { "--offline" };
+        record.add(&check, State::Note, format!("{} known, not asked: {why}", mirrors.len()));
+        for (number, mirror) in mirrors.iter().enumerate() {
+            record.add(&check, State::Note, described(number, mirror));
+        }
+        return;
+    };
+    let spinner = patient.ui.spinner("Asking", check.clone());
+    let folder = |mirror: &Mirror| mirror.url.below(&format!("dists/{}", wanted.suite));
+    let ask = |mirror: &Mirror| match fetcher.find(&folder(mirror).below("InRelease"), MAX_RELEASE) {
+        Ok(None) => fetcher.get(folder(mirror).below("Release"), MAX_RELEASE),
+        Ok(Some(found)) => Ok(found),
+        Err(error) => Err(error),
+    };
+    let answers: Vec<Result<Vec<u8>>> = mirrors.iter().map(ask).collect();
+    drop(spinner);
+    let count = answers.iter().filter(|answer| answer.is_ok()).count();
+    if mirrors.is_empty() {
+        record.add_with(&check, State::Fail, "none is known", remedy);
+    } else if count == 0 {
+        record.add_with(&check, State::Fail, "none answers", remedy);
+    } else {
+        record.add(&check, State::Ok, format!("{count} of {} answer", mirrors.len()));
+    }
+    for (number, (mirror, answer)) in mirrors.iter().zip(&answers).enumerate() {
+        let text = described(number, mirror);
+        match answer {
+            Ok(_) => record.add(&check, State::Ok, text),
+            Err(error) => {
+                record.add(&check, State::Warn, format!("{text}: {}", report(error).chain.join(": ")))
             }
         }
-        drop(spinner);
-        let text = match (answers.as_slice(), silent.as_slice()) {
-            ([], []) => "none is known".to_owned(),
-            ([], silent) => format!("none answers: {}", silent.join("; ")),
-            (answers, []) => format!("{} answer", answers.join(", ")),
-            (answers, silent) => format!("{} answers; not {}", answers.join(", "), silent.join("; ")),
-        };
-        if answers.is_empty() {
-            let remedy =
-                "set KILN_DEBIAN_MIRROR, or `mirrors` in kiln's config.toml; packages in the store need none";
-            record.add_with(&check, State::Fail, text, remedy);
-        } else {
-            record.add(&check, State::Ok, text);
-        }
+    }
+}
+
+/// What of the machine's settings for apt is not used.
+fn left_out(list: &[crate::fetch::LeftOut], record: &mut Record) {
+    for left in list {
+        let state = if left.mistake { State::Warn } else { State::Note };
+        record.add("left out", state, left.to_string());
     }
 }
 

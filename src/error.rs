@@ -243,15 +243,17 @@ impl<T, E: Into<anyhow::Error>> WritesTo<T> for Result<T, E> {
 pub fn report(error: &anyhow::Error) -> Report {
     let mut report = Report { kind: Kind::Input, chain: Vec::new(), hints: Vec::new() };
     for cause in error.chain() {
-        let text = cause.to_string();
+        // Errors of libraries and lines of people's files may hold URLs with passwords.
+        let text = crate::url::scrub(&cause.to_string());
         if report.chain.last() != Some(&text) {
             report.chain.push(text);
         }
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             report.kind = failure.kind;
             for hint in failure.hints() {
-                if !report.hints.contains(hint) {
-                    report.hints.push(hint.clone());
+                let hint = crate::url::scrub(hint);
+                if !report.hints.contains(&hint) {
+                    report.hints.push(hint);
                 }
             }
         }

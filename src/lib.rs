@@ -90,4 +90,6 @@ pub mod tools;
 pub mod tree;
 pub mod ui;
 pub mod unpack;
+pub mod url;
+mod utc;
 pub mod why;

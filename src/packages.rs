@@ -7,7 +7,7 @@ use anyhow::Result;
 
 use crate::arch::Arch;
 use crate::error::{Failure, Kind};
-use crate::fetch::{Fetcher, Mirrors, NotFetched, Request};
+use crate::fetch::{Fetcher, For, Mirrors, NotFetched, Request, Wanted};
 use crate::lock::{Lock, Locked, LockedPackage, Metadata, SetKind};
 use crate::spec::Project;
 use crate::store::Store;
@@ -53,9 +53,12 @@ impl Work<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let (mirrors, lock) = (Mirrors::of_machine()?, self.locked.lock());
+        let (mut mirrors, lock) = (Mirrors::of_machine()?, self.locked.lock());
+        let fetcher = Fetcher::of_mirrors(self.store, self.ui, &mirrors)?;
+        mirrors.read_lists(&fetcher);
+        mirrors.say_left_out(self.ui);
         let requests: Vec<Request> = missing.iter().map(|p| request(p, lock, &mirrors)).collect();
-        let fetched = Fetcher::new(self.store, self.ui)?.fetch(&requests);
+        let fetched = fetcher.fetch(&requests);
         fetched.map_err(|error| self.explain_gone(error, &missing))
     }
 
@@ -157,7 +160,19 @@ impl Work<'_> {
 fn request(package: &LockedPackage, lock: &Lock, mirrors: &Mirrors) -> Request {
     let suite = lock.suite(&package.suite);
     let archive = suite.map_or("debian", |s| s.archive.as_str());
-    let bases = mirrors.bases(archive, suite.map(|s| s.snapshot.as_str()));
-    let urls = bases.iter().map(|base| format!("{base}/{}", package.path)).collect();
+    let wanted = Wanted {
+        archive,
+        snapshot: suite.map(|s| s.snapshot.as_str()),
+        kind: For::Package,
+        architectures: &[&package.arch],
+        suite: &package.suite,
+        // `pool/main/h/hello.deb`
+        component: package
+            .path
+            .strip_prefix("pool/")
+            .and_then(|rest| rest.split('/').next())
+            .unwrap_or_default(),
+    };
+    let urls = mirrors.of(&wanted).iter().map(|mirror| mirror.url.below(&package.path)).collect();
     Request { name: package.title(), sha256: package.sha256, size: package.size, urls }
 }

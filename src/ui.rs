@@ -12,6 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::error::{Report, report};
+use crate::url::scrub;
 
 /// Width of the word in front of a status line; cargo's.
 const WORD: usize = 12;
@@ -111,7 +112,7 @@ impl Ui {
     pub fn quote(&self, text: impl AsRef<str>) {
         if self.verbosity != Verbosity::Quiet {
             let dim = Style::new().dimmed();
-            for line in visible(text.as_ref()).lines() {
+            for line in visible(&scrub(text.as_ref())).lines() {
                 self.to_stderr(&format!("{:>WORD$} {dim}| {line}{dim:#}", ""));
             }
         }
@@ -119,7 +120,7 @@ impl Ui {
 
     fn line(&self, word: &str, color: AnsiColor, text: &str) {
         let style = Style::new().bold().fg_color(Some(color.into()));
-        self.to_stderr(&format!("{style}{word:>WORD$}{style:#} {}", visible(text)));
+        self.to_stderr(&format!("{style}{word:>WORD$}{style:#} {}", visible(&scrub(text))));
     }
 
     /// Writing to a closed stderr or stdout is nobody's error: who closed it does not want to know.

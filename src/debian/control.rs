@@ -40,6 +40,9 @@ pub enum ControlError {
 /// The longest stanza that is read: the Release file of a whole suite has 140 KB, everything else much less.
 pub const MAX_STANZA: usize = 8 << 20;
 
+/// What [`Stanzas::lenient`] puts in the place of a byte that is not UTF-8: SUB, the substitute character of US-ASCII.
+pub const NOT_UTF8: u8 = 0x1a;
+
 /// The most fields that a stanza may have: the longest of Debian's indexes have about 40.
 const MAX_FIELDS: usize = 256;
 
@@ -48,6 +51,9 @@ const MAX_FIELDS: usize = 256;
 pub struct Stanzas<R> {
     reader: R,
     line: u64,
+    lenient: bool,
+    /// The rest of a stanza that was refused is passed over first.
+    skip: bool,
     buffer: Vec<u8>,
     spans: Vec<(Range<usize>, Range<usize>)>,
 }
@@ -63,11 +69,43 @@ pub struct Stanza<'a> {
 impl<R: BufRead> Stanzas<R> {
     /// Nothing read yet.
     pub fn new(reader: R) -> Self {
-        Stanzas { reader, line: 0, buffer: Vec::new(), spans: Vec::new() }
+        Stanzas { reader, line: 0, lenient: false, skip: false, buffer: Vec::new(), spans: Vec::new() }
+    }
+
+    /// As [`Stanzas::new`], for files in which one bad stanza must not hide the others, as apt reads them: after a
+    /// [`ControlError::Line`] the next stanza can be read, and a byte that is not UTF-8 becomes [`NOT_UTF8`].
+    pub fn lenient(reader: R) -> Self {
+        Stanzas { lenient: true, ..Self::new(reader) }
+    }
+
+    /// The value of a field of the stanza that was refused, as far as it was read.
+    pub fn refused(&self, name: &str) -> Option<String> {
+        let text = |range: &Range<usize>| {
+            String::from_utf8_lossy(self.buffer.get(range.clone()).unwrap_or_default())
+        };
+        let (_, value) = self.spans.iter().find(|(field, _)| text(field).eq_ignore_ascii_case(name))?;
+        Some(text(value).into_owned())
+    }
+
+    /// Passes over the rest of a refused stanza, a line at a time and none of them longer than the limit.
+    fn pass_over(&mut self) -> Result<(), ControlError> {
+        while std::mem::take(&mut self.skip) {
+            self.buffer.clear();
+            let n = io::Read::take(&mut self.reader, MAX_STANZA as u64 + 1)
+                .read_until(b'\n', &mut self.buffer)
+                .map_err(ControlError::Read)?;
+            if self.buffer.len() > MAX_STANZA {
+                return Err(ControlError::TooLong { line: self.line + 1, limit: MAX_STANZA });
+            }
+            self.line += u64::from(n > 0);
+            self.skip = n > 0 && !self.buffer.iter().all(|b| matches!(b, b'\n' | b'\r' | b' ' | b'\t'));
+        }
+        Ok(())
     }
 
     /// The next stanza, or `None` at the end. Not named `next`: the value borrows from `self`, as no iterator's may.
     pub fn read(&mut self) -> Result<Option<Stanza<'_>>, ControlError> {
+        self.pass_over()?;
         self.buffer.clear();
         self.spans.clear();
         let mut first = self.line;
@@ -89,7 +127,8 @@ impl<R: BufRead> Stanzas<R> {
             while end > start && matches!(self.buffer[end - 1], b'\n' | b'\r' | b' ' | b'\t') {
                 end -= 1;
             }
-            let refuse = |reason| Err(ControlError::Line { line: self.line, reason });
+            let (line, lenient) = (self.line, self.lenient);
+            let refuse = |reason| Err(ControlError::Line { line, reason });
             match self.buffer[start] {
                 _ if end == start => {
                     // A line of blanks ends a stanza as an empty one does (deb822(5)); several together are one end.
@@ -101,7 +140,10 @@ impl<R: BufRead> Stanzas<R> {
                 }
                 b' ' | b'\t' => match self.spans.last_mut() {
                     Some((_, value)) => value.end = end,
-                    None => return refuse("a continuation line without a field before it"),
+                    None => {
+                        self.skip = lenient;
+                        return refuse("a continuation line without a field before it");
+                    }
                 },
                 _ => {
                     if self.spans.is_empty() {
@@ -109,6 +151,7 @@ impl<R: BufRead> Stanzas<R> {
                     }
                     let line = &self.buffer[start..end];
                     let Some(colon) = line.iter().position(|b| *b == b':') else {
+                        self.skip = lenient;
                         return refuse("no colon: a line must be `Field: value`");
                     };
                     // deb822(5): US-ASCII without controls, space and colon; not starting with # or -.
@@ -116,10 +159,12 @@ impl<R: BufRead> Stanzas<R> {
                         || matches!(line[0], b'#' | b'-')
                         || !line[..colon].iter().all(u8::is_ascii_graphic)
                     {
+                        self.skip = lenient;
                         return refuse("the field name is empty or holds a character that no name has");
                     }
                     let blank = line[colon + 1..].iter().take_while(|b| matches!(b, b' ' | b'\t')).count();
                     if self.spans.len() == MAX_FIELDS {
+                        self.skip = lenient;
                         return refuse("the stanza has more than 256 fields");
                     }
                     self.spans.push((start..start + colon, start + colon + 1 + blank..end));
@@ -129,11 +174,24 @@ impl<R: BufRead> Stanzas<R> {
         if self.spans.is_empty() {
             return Ok(None);
         }
+        if self.lenient {
+            replace_not_utf8(&mut self.buffer);
+        }
         let text = std::str::from_utf8(&self.buffer).map_err(|_| ControlError::Line {
             line: first,
             reason: "the stanza that starts here is not UTF-8",
         })?;
         Ok(Some(Stanza { text, spans: &self.spans, line: first }))
+    }
+}
+
+/// Makes the text UTF-8 without changing its length, so that the fields stay where they are.
+fn replace_not_utf8(bytes: &mut [u8]) {
+    let mut from = 0;
+    while let Err(error) = std::str::from_utf8(&bytes[from..]) {
+        let at = from + error.valid_up_to();
+        bytes[at] = NOT_UTF8;
+        from = at + 1;
     }
 }
 
@@ -218,6 +276,21 @@ mod tests {
         assert!(latin1.read().unwrap_err().to_string().contains("not UTF-8"));
         let mut twice = Stanzas::new(&b"Size: 1\nsize: 2\n"[..]);
         assert_eq!(twice.read().unwrap().unwrap().repeated(), Some("size"));
+    }
+
+    #[test]
+    fn lenient_reading_goes_on_behind_a_bad_stanza() {
+        let text = b"Package: bad\nno colon\nPackage: of the same\n\n x\nA: 1\n\nPackage: b\nD: caf\xe9\n";
+        let mut reader = Stanzas::lenient(&text[..]);
+        assert!(reader.read().unwrap_err().to_string().starts_with("line 2: no colon"));
+        assert_eq!(reader.refused("package").as_deref(), Some("bad"));
+        assert!(reader.read().unwrap_err().to_string().starts_with("line 5: a continuation"));
+        let stanza = reader.read().unwrap().unwrap();
+        assert_eq!(
+            (stanza.line(), stanza.get("Package"), stanza.get("d")),
+            (8, Some("b"), Some("caf\u{1a}"))
+        );
+        assert!(reader.read().unwrap().is_none());
     }
 
     #[test]

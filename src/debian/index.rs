@@ -8,7 +8,7 @@ use std::io::BufRead;
 
 use serde::{Deserialize, Serialize};
 
-use super::control::{ControlError, Stanza, Stanzas};
+use super::control::{ControlError, NOT_UTF8, Stanza, Stanzas};
 use super::relation::{self, Alternatives, Operator, RelationError};
 use super::version::DebVersion;
 use super::{is_architecture_name, is_package_name};
@@ -103,53 +103,74 @@ pub enum Field {
     Replaces,
 }
 
-/// Why an index could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// The file is not made of stanzas.
-    #[error(transparent)]
-    Stanza(#[from] ControlError),
-    /// A stanza that is no package.
-    #[error("line {line}: package `{package}`: {reason}")]
-    Record {
-        /// First line of the stanza, from 1.
-        line: u64,
-        /// Its name, as far as there is one.
-        package: String,
-        /// What is wrong.
-        reason: String,
-    },
+/// A stanza of an index that is no usable package. apt passes over such stanzas too; one bad package must not hide the others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Skipped {
+    /// First line of the stanza, or the line that cannot be read; from 1.
+    pub line: u64,
+    /// Its name as far as there is one, without control characters.
+    pub package: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let package = if self.package.is_empty() { "a package without a name" } else { &self.package };
+        write!(f, "{package} (line {}): {}", self.line, self.reason)
+    }
+}
+
+/// What a Packages file offers.
+#[derive(Debug, Default)]
+pub struct Index {
+    /// The packages that were asked for.
+    pub records: Vec<PackageRecord>,
+    /// The stanzas that cannot be used, in the order of the file.
+    pub skipped: Vec<Skipped>,
 }
 
 /// Reads the records of a Packages file for which `keep` says true; it is asked with name and architecture, before the
-/// rest of the stanza is looked at.
-pub fn parse<R: BufRead>(
-    reader: R,
-    mut keep: impl FnMut(&str, &str) -> bool,
-) -> Result<Vec<PackageRecord>, IndexError> {
-    let mut records = Vec::new();
-    let mut stanzas = Stanzas::new(reader);
-    while let Some(stanza) = stanzas.read()? {
+/// rest of the stanza is looked at. A stanza that cannot be used is noted and passed over.
+///
+/// # Errors
+/// The reader failed, or a stanza is longer than [`super::control::MAX_STANZA`].
+pub fn parse<R: BufRead>(reader: R, mut keep: impl FnMut(&str, &str) -> bool) -> Result<Index, ControlError> {
+    let shown = |name: &str| -> String { name.chars().take(100).flat_map(char::escape_debug).collect() };
+    let mut index = Index::default();
+    let mut stanzas = Stanzas::lenient(reader);
+    loop {
+        let stanza = match stanzas.read() {
+            Ok(Some(stanza)) => stanza,
+            Ok(None) => return Ok(index),
+            Err(ControlError::Line { line, reason }) => {
+                let package = shown(&stanzas.refused("Package").unwrap_or_default());
+                index.skipped.push(Skipped { line, package, reason: reason.to_owned() });
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         let mut known = Known::default();
         for (name, value) in stanza.iter() {
             known.take(name, value);
         }
-        let refuse = |reason: String| IndexError::Record {
-            line: stanza.line(),
-            package: known.package.escape_debug().take(100).collect(),
-            reason,
+        let read = if !is_package_name(known.package) {
+            Err("its name is not a package name".to_owned())
+        } else if !is_architecture_name(known.architecture) {
+            Err("its architecture is not one".to_owned())
+        } else if keep(known.package, known.architecture) {
+            known.record(&stanza).map(Some)
+        } else {
+            Ok(None)
         };
-        if !is_package_name(known.package) {
-            return Err(refuse("its name is not a package name".to_owned()));
-        }
-        if !is_architecture_name(known.architecture) {
-            return Err(refuse("its architecture is not one".to_owned()));
-        }
-        if keep(known.package, known.architecture) {
-            records.push(known.record(&stanza).map_err(refuse)?);
+        match read {
+            Ok(record) => index.records.extend(record),
+            Err(reason) => {
+                let package = shown(known.package);
+                index.skipped.push(Skipped { line: stanza.line(), package, reason });
+            }
         }
     }
-    Ok(records)
 }
 
 /// The values of a stanza by the fields that matter: one pass over the stanza instead of one per field.
@@ -211,12 +232,34 @@ impl<'a> Known<'a> {
         if let Some(name) = stanza.repeated() {
             return Err(format!("the field {name} stands there twice"));
         }
+        let used = [
+            ("Version", self.version),
+            ("Source", self.source),
+            ("Section", self.section),
+            ("Priority", self.priority),
+            ("Filename", self.filename),
+            ("Depends", self.depends),
+            ("Pre-Depends", self.pre_depends),
+            ("Recommends", self.recommends),
+            ("Provides", self.provides),
+            ("Conflicts", self.conflicts),
+            ("Breaks", self.breaks),
+            ("Replaces", self.replaces),
+        ];
+        // Other fields, such as a description in Latin-1, are nobody's concern here; apt does not mind them either.
+        if let Some((name, _)) = used.iter().find(|(_, value)| value.bytes().any(|b| b == NOT_UTF8)) {
+            return Err(format!("its field {name} is not UTF-8"));
+        }
+        if self.version.is_empty() {
+            return Err("it has no Version".to_owned());
+        }
         let version = DebVersion::new(self.version).map_err(|e| e.to_string())?;
         let sha256 = self.sha256.parse().map_err(|_| "it has no SHA256 field with a digest".to_owned())?;
         let size = self.size.parse().map_err(|_| "it has no Size field with a number".to_owned())?;
         if !is_clean_path(self.filename) {
             return Err("its Filename is not a path below the root of a mirror".to_owned());
         }
+        relation::parse(self.provides).map_err(|e| format!("its field Provides: {e}"))?;
         // `Source: name (version)`; without the field, source and package have one name.
         let (source, source_version) = match self.source.split_once('(') {
             Some((name, version)) => (name.trim(), Some(version.trim_end_matches(')').trim().into())),
@@ -303,8 +346,14 @@ mod tests {
         )
     }
 
-    fn read(text: &str) -> Result<Vec<PackageRecord>, IndexError> {
-        parse(text.as_bytes(), |_, arch| arch == "amd64" || arch == "all")
+    fn index(text: &[u8]) -> Index {
+        parse(text, |_, arch| arch == "amd64" || arch == "all").unwrap()
+    }
+
+    fn read(text: &str) -> Vec<PackageRecord> {
+        let index = index(text.as_bytes());
+        assert_eq!(index.skipped, []);
+        index.records
     }
 
     #[test]
@@ -312,7 +361,7 @@ mod tests {
         let text = stanza(
             "Essential: yes\nMulti-Arch: foreign\nPriority: required\nSource: dash-src (1:2)\nInstalled-Size: 191\nPre-Depends: libc6 (>= 2.38)\nProvides: sh-shell (= 1), posix-sh",
         );
-        let record = &read(&text).unwrap()[0];
+        let record = &read(&text)[0];
         assert_eq!(
             (record.name.as_str(), record.version.as_str(), record.size),
             ("dash", "0.5.12-12", 97052)
@@ -325,17 +374,17 @@ mod tests {
             (provided[0].version.as_ref().unwrap().as_str(), provided[1].version.is_none()),
             ("1", true)
         );
-        assert_eq!(&*read(&stanza("")).unwrap()[0].source, "dash");
+        assert_eq!(&*read(&stanza(""))[0].source, "dash");
     }
 
     #[test]
     fn other_architectures_are_left_out_before_they_are_read() {
         let text = stanza("") + "\nPackage: foreign\nArchitecture: s390x\nVersion: not a version\n";
-        assert_eq!(read(&text).unwrap().len(), 1);
+        assert_eq!(read(&text).len(), 1);
     }
 
     #[test]
-    fn refuses_records_that_could_not_be_fetched_safely() {
+    fn passes_over_records_that_could_not_be_used_safely_and_keeps_the_others() {
         for (from, to, reason) in [
             ("Package: dash", "Package: ../dash", "not a package name"),
             ("pool/main", "../../etc", "not a path below"),
@@ -344,11 +393,28 @@ mod tests {
             ("Size: 97052", "Size: x", "no Size"),
             (SHA, "abc", "no SHA256"),
             ("0.5.12-12\nArch", "-\nArch", "not a Debian version"),
+            ("0.5.12-12\nArch", "v1.2.3\nArch", "not a Debian version"),
+            ("Version: 0.5.12-12\n", "", "no Version"),
+            ("Size:", "Size", "no colon"),
+            ("Size: 97052", "Provides: a (>>\nSize: 97052", "Provides"),
             ("Size", "Package: bb\nSize", "stands there twice"),
         ] {
-            let error = read(&stanza("").replace(from, to)).unwrap_err().to_string();
-            assert!(error.contains(reason) && error.starts_with("line 1"), "{to}: {error}");
+            let text = format!("{}\n{}", stanza("").replace(from, to), stanza("").replace("dash", "good"));
+            let index = index(text.as_bytes());
+            assert_eq!(index.records.len(), 1, "{to}");
+            let skipped = index.skipped[0].to_string();
+            assert!(index.skipped.len() == 1 && skipped.contains(reason), "{to}: {skipped}");
         }
+    }
+
+    #[test]
+    fn only_fields_that_are_used_must_be_utf8() {
+        let text = |field: &[u8]| [stanza("").trim_end().as_bytes(), b"\n", field, b"\n"].concat();
+        assert_eq!(index(&text(b"Description: caf\xe9")).records.len(), 1);
+        let skipped = index(&text(b"Depends: caf\xe9")).skipped;
+        assert_eq!(skipped[0].to_string(), "dash (line 1): its field Depends is not UTF-8");
+        let skipped = index(b"Package: \xe9\x1b[31m\nVersion: 1\n").skipped;
+        assert!(skipped[0].package.chars().all(|c| !c.is_control()), "{skipped:?}");
     }
 
     proptest! {
@@ -357,7 +423,7 @@ mod tests {
             let mut text = stanza("Provides: a (= 1)");
             text.truncate(cut.max(at));
             text.insert_str(at.min(text.len()), &junk);
-            for record in parse(text.as_bytes(), |_, _| true).unwrap_or_default() {
+            for record in parse(text.as_bytes(), |_, _| true).unwrap().records {
                 let _ = (record.provided(), record.relations(Field::Depends));
             }
         }

@@ -1,4 +1,4 @@
-//! Checks who signed an InRelease file.
+//! Checks who signed an InRelease file, or a Release file with its signature in Release.gpg.
 //!
 //! rPGP (the `pgp` crate) does the packets and the arithmetic; it has no opinion on what a good signature is. The policy is
 //! here, and every rule of it has a test:
@@ -17,7 +17,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use pgp::composed::{CleartextSignedMessage, Deserializable, SignedPublicKey, SignedPublicSubKey};
+use pgp::composed::{
+    CleartextSignedMessage, Deserializable, DetachedSignature, SignedPublicKey, SignedPublicSubKey,
+};
 use pgp::crypto::hash::HashAlgorithm;
 use pgp::packet::{Signature, SignatureType};
 use pgp::ser::Serialize as _;
@@ -25,6 +27,7 @@ use pgp::types::{KeyDetails, KeyVersion, PublicParams, RsaPublicParams, Tag};
 
 use super::release::{Release, ReleaseError};
 use crate::digest::Digest;
+use crate::utc::{distance, human};
 
 /// How far ahead of the given time a signature or a Release file may be: clocks of machines differ.
 const MAX_SKEW: i64 = 3600;
@@ -117,6 +120,9 @@ pub enum VerifyError {
     /// It is not one signed text and nothing else.
     #[error("the InRelease file is not a signed text: {0}")]
     Format(String),
+    /// The signature beside a Release file cannot be read.
+    #[error("the Release.gpg file is not a signature: {0}")]
+    Signature(String),
     /// No signature by a pinned key holds.
     #[error("no good signature by a pinned key: {}", .0.join("; "))]
     NoGoodSignature(Vec<String>),
@@ -125,7 +131,8 @@ pub enum VerifyError {
     Release(#[from] ReleaseError),
     /// Its time is over.
     #[error(
-        "the Release file of {suite} was valid until {until} (seconds since 1970), now it is {now}: the mirror is stale or the clock is wrong"
+        "the Release file of {suite} was valid until {}, {}: the mirror is stale or the clock is wrong",
+        human(*.until), distance(*.until, *.now)
     )]
     Expired {
         /// Its suite.
@@ -137,7 +144,8 @@ pub enum VerifyError {
     },
     /// Its time has not come.
     #[error(
-        "the Release file of {suite} is dated {date} (seconds since 1970), but now it is {now}: is the clock right?"
+        "the Release file of {suite} is dated {}, but now it is {}: is the clock right?",
+        human(*.date), human(*.now)
     )]
     Future {
         /// Its suite.
@@ -149,7 +157,7 @@ pub enum VerifyError {
     },
 }
 
-/// A Release file signed by a pinned key. Only [`verify`] makes one.
+/// A Release file signed by a pinned key. Only [`verify`] and [`verify_detached`] make one.
 #[derive(Debug, Clone)]
 pub struct Verified {
     release: Release,
@@ -168,7 +176,7 @@ impl Verified {
         &self.signers
     }
 
-    /// Digest of the whole InRelease file, signatures included.
+    /// Digest of the whole InRelease file, signatures included; of the Release file where the signature lies beside it.
     pub fn digest(&self) -> Digest {
         self.digest
     }
@@ -179,10 +187,48 @@ pub fn verify(in_release: &[u8], keys: &PinnedKeys, now: i64) -> Result<Verified
     let message = read_message(in_release)?;
     // What is parsed is what was signed: dash escapes undone, blanks at line ends gone. Its line ends are CRLF.
     let signed = message.signed_text();
+    let release = signed.replace("\r\n", "\n");
+    judge(message.signatures().iter(), signed.as_bytes(), &release, keys, now, Digest::of(in_release))
+}
+
+/// Checks a Release file by the signatures of the Release.gpg file beside it, by the same rules as [`verify`]. The digest of
+/// what comes out is that of the Release file.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_detached(
+    release: &[u8],
+    signature: &[u8],
+    keys: &PinnedKeys,
+    now: i64,
+) -> Result<Verified, VerifyError> {
+    let refuse = |reason: &str| VerifyError::Signature(reason.to_owned());
+    if release.len() > MAX_IN_RELEASE || signature.len() > MAX_IN_RELEASE {
+        return Err(refuse("it or the Release file is longer than 16 MiB"));
+    }
+    let text = std::str::from_utf8(release)
+        .map_err(|_| VerifyError::Release(ReleaseError::Stanza("it is not UTF-8".to_owned())))?;
+    // rPGP's own words may hold bytes of the file.
+    let broken = |_| refuse("its packets cannot be read");
+    let (found, _) = DetachedSignature::from_reader_many_buf(signature).map_err(broken)?;
+    let found = found.collect::<Result<Vec<_>, _>>().map_err(broken)?;
+    let signatures = found.iter().map(|one| &one.signature);
+    judge(signatures, release, text, keys, now, Digest::of(release))
+}
+
+/// Believes `text`, whose signed form is `signed`, if one of `signatures` is good and its time is right.
+fn judge<'a>(
+    signatures: impl Iterator<Item = &'a Signature>,
+    signed: &[u8],
+    text: &str,
+    keys: &PinnedKeys,
+    now: i64,
+    digest: Digest,
+) -> Result<Verified, VerifyError> {
     let mut signers = Vec::new();
     let mut reasons = Vec::new();
-    for signature in message.signatures() {
-        match check_signature(signature, signed.as_bytes(), keys, now) {
+    for signature in signatures {
+        match check_signature(signature, signed, keys, now) {
             Ok(signer) => signers.push(signer),
             Err(reason) => reasons.push(reason),
         }
@@ -195,7 +241,7 @@ pub fn verify(in_release: &[u8], keys: &PinnedKeys, now: i64) -> Result<Verified
     }
     signers.sort();
     signers.dedup();
-    let release = Release::parse(&signed.replace("\r\n", "\n"))?;
+    let release = Release::parse(text)?;
     let suite = release.codename.clone();
     if let Some(until) = release.valid_until.filter(|until| *until < now) {
         return Err(VerifyError::Expired { suite, until, now });
@@ -203,7 +249,7 @@ pub fn verify(in_release: &[u8], keys: &PinnedKeys, now: i64) -> Result<Verified
     if release.date > now + MAX_SKEW {
         return Err(VerifyError::Future { suite, date: release.date, now });
     }
-    Ok(Verified { release, signers, digest: Digest::of(in_release) })
+    Ok(Verified { release, signers, digest })
 }
 
 /// Takes the file apart. Text outside the signed part is refused: a careless reader might believe it.
@@ -301,12 +347,14 @@ fn check_time_and_hash(signature: &Signature, now: i64) -> Result<(), String> {
         return Err("it does not say when it was made".to_owned());
     };
     if created > now + MAX_SKEW {
-        return Err(format!("it is of the future: made at {created} (seconds since 1970), now it is {now}"));
+        return Err(format!("it is of the future: made at {}, now it is {}", human(created), human(now)));
     }
     match signature.signature_expiration_time().map_or(0, |d| i64::from(d.as_secs())) {
         0 => Ok(()),
         seconds if created + seconds > now => Ok(()),
-        seconds => Err(format!("it expired at {} (seconds since 1970)", created + seconds)),
+        seconds => {
+            Err(format!("it expired at {}, {}", human(created + seconds), distance(created + seconds, now)))
+        }
     }
 }
 
@@ -383,7 +431,8 @@ fn check_expiry(key: &impl KeyDetails, binding: &Signature, now: i64) -> Result<
         0 => Ok(()),
         seconds if created + seconds > now => Ok(()),
         seconds => {
-            Err(format!("the key {} expired at {} (seconds since 1970)", fingerprint(key), created + seconds))
+            let end = created + seconds;
+            Err(format!("the key {} expired at {}, {}", fingerprint(key), human(end), distance(end, now)))
         }
     }
 }

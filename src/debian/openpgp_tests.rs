@@ -51,10 +51,10 @@ fn each_rule_refuses_what_breaks_it() {
     for (name, key, reason) in [
         ("other", "good", "is by no pinned key"),
         ("sha1", "good", "uses SHA1, at least SHA256"),
-        ("sigexpired", "good", "it expired at 1770768000"),
+        ("sigexpired", "good", "it expired at 2026-02-11 00:00:00 UTC"),
         ("future", "good", "it is of the future"),
-        ("expired", "expired", "expired at 1768089600"),
-        ("subexpired", "subexpired", "expired at 1768089600"),
+        ("expired", "expired", "expired at 2026-01-11 00:00:00 UTC"),
+        ("subexpired", "subexpired", "expired at 2026-01-11 00:00:00 UTC"),
         ("weak", "weak", "RSA of 1024 bits"),
         ("revoked", "revoked", "is revoked"),
         ("subrevoked", "subrevoked", "the subkey"),

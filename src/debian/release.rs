@@ -27,7 +27,7 @@ pub struct Release {
     pub label: String,
     /// `stable`, `stable-security`: changes its meaning with time.
     pub suite: String,
-    /// `trixie`, `trixie-security`: does not.
+    /// `trixie`, `trixie-security`: does not. The suite's name where the archive has no code name.
     pub codename: String,
     /// When it was made, seconds since 1970 UTC.
     pub date: i64,
@@ -88,12 +88,15 @@ impl Release {
             origin: text_of("Origin"),
             label: text_of("Label"),
             suite: text_of("Suite"),
-            codename: text_of("Codename"),
+            // An archive without one has its suite's name only; apt wants either.
+            codename: stanza.get("Codename").or(stanza.get("Suite")).unwrap_or("").to_owned(),
             date: date_of("Date")?.ok_or_else(|| missing("Date"))?,
             valid_until: date_of("Valid-Until")?,
             components: words("Components"),
             architectures: words("Architectures"),
-            acquire_by_hash: stanza.get("Acquire-By-Hash") == Some("yes"),
+            acquire_by_hash: stanza
+                .get("Acquire-By-Hash")
+                .is_some_and(|word| word.eq_ignore_ascii_case("yes")),
             files: parse_files(stanza.get("SHA256").ok_or_else(|| missing("SHA256"))?)?,
         };
         match stanzas.read() {
@@ -137,19 +140,41 @@ fn parse_files(list: &str) -> Result<BTreeMap<String, IndexFile>, ReleaseError> 
     Ok(files)
 }
 
-/// Reads `Sat, 12 Sep 2026 07:55:41 UTC` (RFC 5322 with the zone that archives write) as seconds since 1970.
+/// Reads a date as seconds since 1970, in the three forms of HTTP that apt takes (RFC 9110, 5.6.7), in UTC only:
+/// `Sat, 12 Sep 2026 07:55:41 UTC`, `Saturday, 12-Sep-26 07:55:41 GMT`, `Sat Sep 12 07:55:41 2026`.
 fn parse_date(text: &str) -> Option<i64> {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    const DAYS: [&str; 7] = ["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"];
     let number = |text: &str, max: i64| {
         let digits = !text.is_empty() && text.len() <= 4 && text.bytes().all(|b| b.is_ascii_digit());
         text.parse::<i64>().ok().filter(|n| digits && *n <= max)
     };
-    let (_weekday, rest) = text.split_once(", ")?;
-    let words: Vec<&str> = rest.split_whitespace().collect();
-    let [day, month, year, time, "UTC" | "GMT" | "+0000"] = words[..] else { return None };
-    let month = MONTHS.iter().position(|m| *m == month)? as i64 + 1;
-    let (day, year) = (number(day, 31).filter(|d| *d > 0)?, number(year, 9999)?);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let weekday = words.first()?.trim_end_matches(',');
+    // Only the beginning of the day's name is looked at, as apt does: it refuses names of other languages by it.
+    if !DAYS.iter().any(|day| weekday.get(..3).is_some_and(|three| three.eq_ignore_ascii_case(day))) {
+        return None;
+    }
+    let dashed: Vec<&str> = words.get(1)?.split('-').collect();
+    let (day, month, year, time, zone) = match (&words[1..], dashed.as_slice()) {
+        ([_, time, zone], [day, month, year]) => {
+            let year = number(year, 99)?;
+            (*day, *month, year + if year < 70 { 2000 } else { 1900 }, *time, *zone)
+        }
+        ([month, day, time, year], [_])
+            if weekday.len() == 3 && year.len() == 4 && !words[0].ends_with(',') =>
+        {
+            (*day, *month, number(year, 9999)?, *time, "UTC")
+        }
+        ([day, month, year, time, zone], [_]) => (*day, *month, number(year, 9999)?, *time, *zone),
+        _ => return None,
+    };
+    if !matches!(zone, "UTC" | "GMT" | "Z" | "+0000" | "-0000" | "+00:00") {
+        return None;
+    }
+    let month = i64::try_from(MONTHS.iter().position(|m| m.eq_ignore_ascii_case(month))?).ok()? + 1;
+    let day = number(day, 31).filter(|d| *d > 0)?;
     let parts: Vec<&str> = time.split(':').collect();
     let [hour, minute, second] = parts[..] else { return None };
     // 60 is a leap second.
@@ -185,6 +210,9 @@ mod tests {
             "main/binary-amd64/by-hash/SHA256/e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
         );
         assert_eq!(release.by_hash("nothing"), None);
+        let other = TEXT.replace("Codename: trixie\n", "").replace("By-Hash: yes", "By-Hash: Yes");
+        let release = Release::parse(&other).unwrap();
+        assert_eq!((release.codename.as_str(), release.acquire_by_hash), ("stable", true));
     }
 
     #[test]
@@ -193,6 +221,13 @@ mod tests {
             ("Thu, 01 Jan 1970 00:00:00 UTC", Some(0)),
             ("Thu, 29 Feb 2024 12:00:00 +0000", Some(1_709_208_000)),
             ("Fri, 01 Mar 2024 00:00:00 GMT", Some(1_709_251_200)),
+            ("Fri, 1 Mar 2024 0:00:00 Z", Some(1_709_251_200)),
+            ("Friday, 01-Mar-24 00:00:00 GMT", Some(1_709_251_200)),
+            ("Fri Mar  1 00:00:00 2024", Some(1_709_251_200)),
+            ("fri, 01 mar 2024 00:00:00 -0000", Some(1_709_251_200)),
+            ("Fri, 01 Mar 2024 01:00:00 +0100", None),
+            ("ven., 01 mars 2024 00:00:00 UTC", None),
+            ("Fri, 01-Mar 2024 00:00:00 UTC", None),
             ("Sat, 12 Sep 2026 07:55:41 CEST", None),
             ("12 Sep 2026 07:55:41 UTC", None),
             ("Sat, 12 Sep 2026 7:55 UTC", None),

@@ -5,13 +5,19 @@
 //! what has the right digest. A place that cannot be reached is not asked again in the same run.
 //!
 //! The other half of the network, signed metadata for `kiln update`, uses [`Fetcher::get`]. A fetcher of one container registry
-//! ([`Fetcher::of_registry`]) also logs in where it is asked to.
+//! ([`Fetcher::of_registry`]) also logs in where it is asked to, and one of Debian's archives ([`Fetcher::of_mirrors`]) has apt's proxies,
+//! certificates and passwords. Places are URLs of HTTP servers or of files of this machine. Nothing that is said of one shows its secrets.
 
+mod apt;
+mod list;
 mod mirrors;
+mod network;
 mod node;
+mod proxy;
 mod registry;
 
-pub use mirrors::{Mirrors, SNAPSHOT};
+pub use apt::LeftOut;
+pub use mirrors::{For, Mirror, Mirrors, SNAPSHOT, Wanted};
 pub use node::NodeServer;
 pub use registry::Login;
 
@@ -21,17 +27,19 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use fs_err as fs;
-use reqwest::StatusCode;
 use reqwest::blocking::{Client, ClientBuilder, Response};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderName, RANGE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderName, HeaderValue, LOCATION, RANGE};
+use reqwest::{Method, StatusCode};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{Failure, Kind, Place, WritesTo};
 use crate::store::Store;
 use crate::sys;
 use crate::ui::{Ui, human_bytes, human_time};
+use crate::url::{Url, scrub};
+use network::Network;
 
 /// No byte for so long: the place counts as stalled and the next one is asked.
 const STALL: Duration = Duration::from_secs(20);
@@ -41,6 +49,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 const CONNECTIONS: usize = 6;
 /// Tries per place when it breaks off in the middle.
 const TRIES: u32 = 3;
+/// Redirects of one question, as many as apt and reqwest follow.
+const REDIRECTS: usize = 10;
 
 /// Bytes that are wanted.
 #[derive(Debug, Clone)]
@@ -52,7 +62,7 @@ pub struct Request {
     /// Their length.
     pub size: u64,
     /// Where they may be had, the best place first.
-    pub urls: Vec<String>,
+    pub urls: Vec<Url>,
 }
 
 /// Why a request was not served by any place; found in the error chain by who knows a remedy.
@@ -72,16 +82,24 @@ pub struct NotFetched {
 pub struct Fetcher<'a> {
     store: &'a Store,
     ui: &'a Ui,
-    client: Client,
+    network: Network,
     down: Mutex<BTreeMap<String, String>>,
     login: Option<Login>,
 }
 
 /// Why there is no answer to look at.
+#[derive(Debug)]
 struct NoAnswer {
     why: String,
     /// Another try may do better.
     again: bool,
+}
+
+impl NoAnswer {
+    /// No try will do better.
+    fn last(why: impl Into<String>) -> Self {
+        NoAnswer { why: why.into(), again: false }
+    }
 }
 
 /// What one place answered.
@@ -98,17 +116,26 @@ enum Answer {
 impl<'a> Fetcher<'a> {
     /// A fetcher that puts things in `store`.
     pub fn new(store: &'a Store, ui: &'a Ui) -> Result<Self> {
-        Self::with(store, ui, client(), None)
+        Ok(Self::with(store, ui, Network::new(None), None))
+    }
+
+    /// A fetcher of what Debian's archives have, with apt's settings for the way there.
+    pub fn of_mirrors(store: &'a Store, ui: &'a Ui, mirrors: &Mirrors) -> Result<Self> {
+        Ok(Self::with(store, ui, Network::new(Some(mirrors.apt())), None))
     }
 
     /// A fetcher of what a repository of a container registry has; see [`Login`].
     pub fn of_registry(store: &'a Store, ui: &'a Ui, login: Login) -> Result<Self> {
-        Self::with(store, ui, client().redirect(login.redirects()), Some(login))
+        Ok(Self::with(store, ui, Network::new(None), Some(login)))
     }
 
-    fn with(store: &'a Store, ui: &'a Ui, client: ClientBuilder, login: Option<Login>) -> Result<Self> {
-        let client = client.build().context("setting up the HTTP client")?;
-        Ok(Fetcher { store, ui, client, down: Mutex::default(), login })
+    fn with(store: &'a Store, ui: &'a Ui, network: Network, login: Option<Login>) -> Self {
+        Fetcher { store, ui, network, down: Mutex::default(), login }
+    }
+
+    /// What of the way to a place is not as usual: its proxy and who says so, certificates, that there is a password. For people.
+    pub fn way(&self, url: &Url) -> Vec<String> {
+        if url.file().is_some() { Vec::new() } else { self.network.describe(url) }
     }
 
     /// URL of the repository that this is a fetcher of.
@@ -160,7 +187,7 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Brings bytes whose length nobody wrote down, at most `limit`: the digest settles whether what a place says of it is true.
-    pub fn fetch_unsized(&self, name: &str, sha256: Digest, urls: &[String], limit: u64) -> Result<()> {
+    pub fn fetch_unsized(&self, name: &str, sha256: Digest, urls: &[Url], limit: u64) -> Result<()> {
         let mut answers = Vec::new();
         let mut gone = true;
         for (i, url) in urls.iter().enumerate() {
@@ -187,11 +214,14 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Bytes at `url`; `None` if nothing is there.
-    fn length(&self, url: &str) -> Result<Option<u64>, String> {
-        let response = self.client.head(url).send().map_err(|error| reason(&error))?;
+    fn length(&self, url: &Url) -> Result<Option<u64>, String> {
+        if let Some(path) = url.file() {
+            return Ok(local(&path).map_err(|error| error.to_string())?.map(|(_, size)| size));
+        }
+        let response = self.send(&Method::HEAD, url, &[], None).map_err(|no| no.why)?;
         match response.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
-            status if !status.is_success() => return Err(status.to_string()),
+            status if !status.is_success() => return Err(self.refusal(status, url)),
             _ => {}
         }
         let length =
@@ -209,7 +239,7 @@ impl<'a> Fetcher<'a> {
         let (mut gone, mut failed, mut wrong) = (false, false, false);
         for url in &request.urls {
             sys::check_interrupt()?;
-            if let Some(why) = self.down.lock().expect("no holder panics").get(&host(url)) {
+            if let Some(why) = self.down.lock().expect("no holder panics").get(&url.site()) {
                 answers.push(format!("{url}: {why}"));
                 continue;
             }
@@ -228,8 +258,8 @@ impl<'a> Fetcher<'a> {
                         Answer::Wrong(why) => (why, true),
                     };
                 sys::check_interrupt()?;
-                tracing::debug!(url, why, tries, "download failed");
-                let down = self.down.lock().expect("no holder panics").contains_key(&host(url));
+                tracing::debug!(%url, why, tries, "download failed");
+                let down = self.down.lock().expect("no holder panics").contains_key(&url.site());
                 if tries < TRIES && !down {
                     continue;
                 }
@@ -248,7 +278,7 @@ impl<'a> Fetcher<'a> {
     }
 
     /// One try at one place. Only trouble with the store is an `Err`.
-    fn from(&self, request: &Request, url: &str, progress: &dyn Fn(u64)) -> Result<Answer> {
+    fn from(&self, request: &Request, url: &Url, progress: &dyn Fn(u64)) -> Result<Answer> {
         let path = self.store.partial_path(request.sha256);
         let mut file = fs::OpenOptions::new().create(true).read(true).append(true).open(&path)?;
         let mut hasher = Hasher::new();
@@ -265,27 +295,42 @@ impl<'a> Fetcher<'a> {
             restart(&mut file, &mut hasher)?;
         }
         if hasher.len() < request.size {
-            let range = (!hasher.is_empty()).then(|| (RANGE, format!("bytes={}-", hasher.len())));
-            let mut response = match self.ask(url, range.as_slice()) {
-                Ok(response) => response,
-                Err(NoAnswer { why, .. }) => return Ok(Answer::Failed(why)),
+            let mut body: Box<dyn Read> = if let Some(path) = url.file() {
+                match local(&path) {
+                    Ok(Some((mut found, size))) => {
+                        if size < hasher.len() {
+                            restart(&mut file, &mut hasher)?;
+                        }
+                        found.seek(io::SeekFrom::Start(hasher.len()))?;
+                        Box::new(found)
+                    }
+                    Ok(None) => return Ok(Answer::Gone("it is not there".to_owned())),
+                    Err(why) => return Ok(Answer::Failed(why.to_string())),
+                }
+            } else {
+                let range = (!hasher.is_empty()).then(|| (RANGE, format!("bytes={}-", hasher.len())));
+                let response = match self.ask(url, range.as_slice()) {
+                    Ok(response) => response,
+                    Err(NoAnswer { why, .. }) => return Ok(Answer::Failed(why)),
+                };
+                match response.status() {
+                    StatusCode::PARTIAL_CONTENT if range_start(&response) == Some(hasher.len()) => {}
+                    StatusCode::OK => restart(&mut file, &mut hasher)?,
+                    StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::PARTIAL_CONTENT => {
+                        restart(&mut file, &mut hasher)?;
+                        return Ok(Answer::Failed("it could not resume the download".to_owned()));
+                    }
+                    status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
+                        return Ok(Answer::Gone(format!("{status}")));
+                    }
+                    status => return Ok(Answer::Failed(self.refusal(status, url))),
+                }
+                Box::new(response)
             };
-            match response.status() {
-                StatusCode::PARTIAL_CONTENT if range_start(&response) == Some(hasher.len()) => {}
-                StatusCode::OK => restart(&mut file, &mut hasher)?,
-                StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::PARTIAL_CONTENT => {
-                    restart(&mut file, &mut hasher)?;
-                    return Ok(Answer::Failed("it could not resume the download".to_owned()));
-                }
-                status @ (StatusCode::NOT_FOUND | StatusCode::GONE) => {
-                    return Ok(Answer::Gone(format!("{status}")));
-                }
-                status => return Ok(Answer::Failed(format!("{status}"))),
-            }
             let mut longer = false;
             while hasher.len() < request.size {
                 sys::check_interrupt()?;
-                match response.read(&mut buffer) {
+                match body.read(&mut buffer) {
                     Ok(0) => {
                         let (got, want) = (hasher.len(), request.size);
                         return Ok(Answer::Failed(format!("it broke off after {got} of {want} bytes")));
@@ -305,15 +350,15 @@ impl<'a> Fetcher<'a> {
                             || inner.is_some_and(reqwest::Error::is_timeout)
                         {
                             let why = format!("no byte came for {} s", STALL.as_secs());
-                            self.down.lock().expect("no holder panics").insert(host(url), why.clone());
+                            self.down.lock().expect("no holder panics").insert(url.site(), why.clone());
                             return Ok(Answer::Failed(why));
                         }
-                        return Ok(Answer::Failed(format!("reading stopped: {error}")));
+                        return Ok(Answer::Failed(scrub(&format!("reading stopped: {error}"))));
                     }
                 }
             }
             // One byte more than is wanted is another file, whatever its beginning hashes to.
-            if longer || matches!(response.read(&mut buffer[..1]), Ok(n) if n > 0) {
+            if longer || matches!(body.read(&mut buffer[..1]), Ok(n) if n > 0) {
                 restart(&mut file, &mut hasher)?;
                 return Ok(Answer::Wrong(format!(
                     "it sends more than the {} bytes that are wanted",
@@ -333,73 +378,174 @@ impl<'a> Fetcher<'a> {
     }
 
     /// Asks a place, and logs in if it wants that and this is a fetcher of a registry. A place where nobody is, is noted as down.
-    fn ask(&self, url: &str, fields: &[(HeaderName, String)]) -> Result<Response, NoAnswer> {
-        let send = |header| {
-            let mut query = self.client.get(url);
-            for (name, value) in fields {
-                query = query.header(name, value);
-            }
-            if let Some(header) = header {
-                query = query.header(AUTHORIZATION, header);
-            }
-            query.send().map_err(|error| {
-                let (why, down) = (reason(&error), error.is_connect() || error.is_timeout());
-                if down {
-                    self.down.lock().expect("no holder panics").insert(host(url), why.clone());
-                }
-                NoAnswer { why, again: !down }
-            })
-        };
-        let Some(login) = &self.login else { return send(None) };
-        let response = send(login.header())?;
+    fn ask(&self, url: &Url, fields: &[(HeaderName, String)]) -> Result<Response, NoAnswer> {
+        let Some(login) = &self.login else { return self.send(&Method::GET, url, fields, None) };
+        let response = self.send(&Method::GET, url, fields, login.header())?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        let refused = |why| NoAnswer { why, again: false };
-        let response = send(Some(login.answer(&self.client, &response).map_err(refused)?))?;
+        let client = |url: &Url| self.network.client(url);
+        let header = login.answer(&client, &response).map_err(NoAnswer::last)?;
+        let response = self.send(&Method::GET, url, fields, Some(header))?;
         match response.status() {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(refused(login.refused())),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(NoAnswer::last(login.refused())),
             _ => Ok(response),
         }
     }
 
+    /// Asks once, and again where the answer sends to. `header` is for the place itself only; a password of a URL or of apt's auth.conf
+    /// is for the place that it is about.
+    fn send(
+        &self,
+        method: &Method,
+        url: &Url,
+        fields: &[(HeaderName, String)],
+        header: Option<HeaderValue>,
+    ) -> Result<Response, NoAnswer> {
+        let mut at = url.clone();
+        for hop in 0..=REDIRECTS {
+            let say = |why: String| if hop == 0 { why } else { format!("it redirects to {at}: {why}") };
+            let client = self.network.client(&at).map_err(|why| NoAnswer::last(say(why)))?;
+            let target = reqwest::Url::parse(at.exposed())
+                .map_err(|error| NoAnswer::last(say(format!("it is no URL: {error}"))))?;
+            let named = !target.username().is_empty() || target.password().is_some();
+            let mut query = client.request(method.clone(), target.clone());
+            for (name, value) in fields {
+                query = query.header(name, value);
+            }
+            if let Some(header) = header.as_ref().filter(|_| at.site() == url.site()) {
+                query = query.header(AUTHORIZATION, header);
+            } else if let (false, apt::Answer::Login(login)) = (named, self.network.login(&at)) {
+                query = query.basic_auth(&login.user, Some(&login.password));
+            }
+            let proxy = self.network.proxy(&at);
+            let response = query.send().map_err(|error| {
+                let down = error.is_connect() || error.is_timeout();
+                let mut why = scrub(&reason(&error));
+                if let Some(proxy) = &proxy {
+                    why = format!("{why} ({proxy} is between)");
+                }
+                if down {
+                    self.down.lock().expect("no holder panics").insert(url.site(), say(why.clone()));
+                }
+                NoAnswer { why: say(why), again: !down }
+            })?;
+            if let (StatusCode::PROXY_AUTHENTICATION_REQUIRED, Some(proxy)) = (response.status(), &proxy) {
+                let why = say(format!("{proxy} wants a password"));
+                self.down.lock().expect("no holder panics").insert(url.site(), why.clone());
+                return Err(NoAnswer::last(why));
+            }
+            // 303 is for forms, and 304 and others send nowhere.
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(response);
+            }
+            let to = response.headers().get(LOCATION).and_then(|to| target.join(to.to_str().ok()?).ok());
+            let to = to.ok_or_else(|| NoAnswer::last(say("it redirects to nowhere".to_owned())))?;
+            let to = Url::new(to);
+            let plain = to.scheme() != "https";
+            let refused = match &self.login {
+                Some(login) => login.must_not_follow(&to),
+                None => (plain && target.scheme() == "https") || !matches!(to.scheme(), "http" | "https"),
+            };
+            if refused {
+                return Err(NoAnswer::last(say(format!("it redirects to a place without TLS, {to}"))));
+            }
+            at = to;
+        }
+        Err(NoAnswer::last("it redirects too often"))
+    }
+
+    /// Why a place did not do what it was asked for, by its status.
+    fn refusal(&self, status: StatusCode, url: &Url) -> String {
+        let mut why = status.to_string();
+        if let Some(proxy) = self.network.proxy(url).filter(|_| status.is_server_error()) {
+            why = format!("{why} ({proxy} is between)");
+        }
+        if let (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, apt::Answer::NotEncrypted(at)) =
+            (status, self.network.login(url))
+        {
+            why = format!("{why}; {}", network::not_encrypted(at, url));
+        }
+        why
+    }
+
     /// A small text by URL, for signed metadata: nothing is trusted because of where it came from. At most `limit` bytes.
-    pub fn get(&self, url: &str, limit: u64) -> Result<Vec<u8>> {
+    pub fn get(&self, url: impl Into<Url>, limit: u64) -> Result<Vec<u8>> {
+        let url = url.into();
+        let found = self.find(&url, limit)?;
+        found.ok_or_else(|| {
+            Failure::new(Kind::Fetch, format!("{url}: it is not there (404 Not Found)")).into()
+        })
+    }
+
+    /// As [`Fetcher::get`]; `None` if the place says that it does not have it.
+    pub fn find(&self, url: &Url, limit: u64) -> Result<Option<Vec<u8>>> {
         self.read(url, &[], limit)
             .map_err(|no| Failure::new(Kind::Fetch, format!("{url}: {}", no.why)).into())
     }
 
     /// As [`Fetcher::get`], asking for one of these media types, and again if the answer breaks off.
-    pub fn get_as(&self, url: &str, types: &[&str], limit: u64) -> Result<Vec<u8>> {
+    pub fn get_as(&self, url: impl Into<Url>, types: &[&str], limit: u64) -> Result<Vec<u8>> {
+        let url = url.into();
         let accept = [(ACCEPT, types.join(", "))];
+        let failed = |why: &str| Err(Failure::new(Kind::Fetch, format!("{url}: {why}")).into());
         let mut tries = 1;
         loop {
-            match self.read(url, &accept, limit) {
-                Ok(bytes) => return Ok(bytes),
+            match self.read(&url, &accept, limit) {
+                Ok(Some(bytes)) => return Ok(bytes),
+                Ok(None) => return failed("404 Not Found"),
                 Err(no) if no.again && tries < TRIES => tries += 1,
-                Err(no) => return Err(Failure::new(Kind::Fetch, format!("{url}: {}", no.why)).into()),
+                Err(no) => return failed(&no.why),
             }
             sys::check_interrupt()?;
         }
     }
 
-    fn read(&self, url: &str, fields: &[(HeaderName, String)], limit: u64) -> Result<Vec<u8>, NoAnswer> {
+    fn read(
+        &self,
+        url: &Url,
+        fields: &[(HeaderName, String)],
+        limit: u64,
+    ) -> Result<Option<Vec<u8>>, NoAnswer> {
         let fail = |why: String, again| Err(NoAnswer { why, again });
-        if let Some(why) = self.down.lock().expect("no holder panics").get(&host(url)) {
+        if let Some(why) = self.down.lock().expect("no holder panics").get(&url.site()) {
             return fail(why.clone(), false);
         }
-        let response = self.ask(url, fields)?;
-        if !response.status().is_success() {
-            return fail(response.status().to_string(), false);
-        }
+        let body: Box<dyn Read> = if let Some(path) = url.file() {
+            match local(&path) {
+                Ok(Some((file, _))) => Box::new(file),
+                Ok(None) => return Ok(None),
+                Err(why) => return fail(why.to_string(), false),
+            }
+        } else {
+            let response = self.ask(url, fields)?;
+            match response.status() {
+                StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
+                status if !status.is_success() => return fail(self.refusal(status, url), false),
+                _ => Box::new(response),
+            }
+        };
         let mut bytes = Vec::new();
-        if let Err(error) = response.take(limit + 1).read_to_end(&mut bytes) {
-            return fail(format!("reading stopped: {error}"), true);
+        if let Err(error) = body.take(limit + 1).read_to_end(&mut bytes) {
+            return fail(scrub(&format!("reading stopped: {error}")), true);
         }
         if bytes.len() as u64 > limit {
             return fail(format!("it sends more than {limit} bytes"), false);
         }
-        Ok(bytes)
+        Ok(Some(bytes))
+    }
+}
+
+/// A file of this machine and its size; `None` if it is not there.
+fn local(path: &str) -> io::Result<Option<(fs::File, u64)>> {
+    match fs::metadata(path) {
+        // Anything else might never end.
+        Ok(found) if !found.is_file() => Err(io::Error::other("it is not a regular file")),
+        Ok(found) => Ok(Some((fs::File::open(path)?, found.len()))),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -417,11 +563,6 @@ fn restart(file: &mut fs::File, hasher: &mut Hasher) -> io::Result<()> {
     file.rewind()?;
     *hasher = Hasher::new();
     Ok(())
-}
-
-/// Scheme, host and port of a URL.
-fn host(url: &str) -> String {
-    url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/")
 }
 
 /// The innermost cause: reqwest's own words repeat the URL.

@@ -58,7 +58,7 @@ impl NodeServer {
             match request.send() {
                 Ok(response) if !response.status().is_server_error() => return Ok(response),
                 Ok(response) => last = Some(anyhow::anyhow!("it answered {}", response.status())),
-                Err(error) => last = Some(error.into()),
+                Err(error) => last = Some(error.without_url().into()),
             }
         }
         let last = last.unwrap_or_else(|| anyhow::anyhow!("it was not asked"));

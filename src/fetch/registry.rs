@@ -15,20 +15,19 @@ use std::sync::{Mutex, OnceLock};
 use anyhow::Result;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use reqwest::Url;
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
-use reqwest::redirect::Policy;
 use serde::Deserialize;
 
 use self::credentials::{Credential, Found, Keychain, VARIABLE};
 use super::reason;
 use crate::oci::reference::{Reference, is_loopback};
+use crate::url::{Url, scrub};
 
 /// The longest answer of a token service.
 const TOKEN_BYTES: u64 = 1 << 20;
-/// As many redirects as reqwest follows by itself.
-const REDIRECTS: usize = 10;
+/// Finds the client for a place.
+type Clients<'a> = &'a dyn Fn(&Url) -> Result<Client, String>;
 
 /// What opens a repository of a registry, found out when the registry asks for it.
 pub struct Login {
@@ -104,19 +103,12 @@ impl Login {
         &self.base
     }
 
-    /// Follows redirects, as registries send to where blobs lie, but never from TLS to plain HTTP.
-    pub(super) fn redirects(&self) -> Policy {
-        let local = self.local;
-        Policy::custom(move |attempt| {
-            let plain = attempt.url().scheme() != "https";
-            let here = attempt.url().host_str().is_some_and(is_loopback);
-            if attempt.previous().len() > REDIRECTS {
-                attempt.error("it redirects too often")
-            } else if plain && !(local && here) {
-                attempt.error("it redirects to a place without TLS")
-            } else {
-                attempt.follow()
-            }
+    /// Whether a redirect is not followed: registries send to where blobs lie, but never from TLS to plain HTTP.
+    pub(super) fn must_not_follow(&self, to: &Url) -> bool {
+        let to: Option<reqwest::Url> = to.exposed().parse().ok();
+        to.is_none_or(|to| {
+            let here = self.local && to.host_str().is_some_and(is_loopback);
+            to.scheme() != "https" && !(here && to.scheme() == "http")
         })
     }
 
@@ -126,12 +118,12 @@ impl Login {
     }
 
     /// Makes a header that answers the 401 in `response`; the text of an error is for people.
-    pub(super) fn answer(&self, client: &Client, response: &Response) -> Result<HeaderValue, String> {
+    pub(super) fn answer(&self, clients: Clients<'_>, response: &Response) -> Result<HeaderValue, String> {
         let asked: Vec<&str> =
             response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok()).collect();
         let of = |scheme: &str| asked.iter().find_map(|challenge| parameters(challenge, scheme));
         let mut header = if let Some(bearer) = of("Bearer") {
-            let token = self.token(client, &bearer)?;
+            let token = self.token(clients, &bearer)?;
             HeaderValue::from_str(&format!("Bearer {token}"))
                 .map_err(|_| "its token is no text".to_owned())?
         } else if of("Basic").is_some() {
@@ -152,9 +144,10 @@ impl Login {
         Ok(header)
     }
 
-    fn token(&self, client: &Client, challenge: &BTreeMap<String, String>) -> Result<String, String> {
+    fn token(&self, clients: Clients<'_>, challenge: &BTreeMap<String, String>) -> Result<String, String> {
         let realm = challenge.get("realm").ok_or("it names no place that gives tokens")?;
-        let mut url: Url = realm.parse().map_err(|_| "the place that gives tokens is no URL".to_owned())?;
+        let mut url: reqwest::Url =
+            realm.parse().map_err(|_| "the place that gives tokens is no URL".to_owned())?;
         let here = self.local && url.host_str().is_some_and(is_loopback);
         if url.scheme() != "https" && !(here && url.scheme() == "http") {
             return Err("the place that gives tokens has no TLS".to_owned());
@@ -164,6 +157,7 @@ impl Login {
         let words = service.into_iter().chain([("scope", challenge.get("scope").unwrap_or(&pull))]);
         // Without a helper that works, what is open to everybody still is.
         let credential = self.found().ok().flatten().map(|found| &found.credential);
+        let client = clients(&Url::new(url.as_str())).map_err(|why| format!("no token: {why}"))?;
         let posted = matches!(credential, Some(Credential::Identity(_)));
         let query = match credential {
             Some(Credential::Bearer(token)) => return Ok(token.clone()),
@@ -187,7 +181,7 @@ impl Login {
                 client.get(url)
             }
         };
-        let response = query.send().map_err(|e| format!("no token: {}", reason(&e)))?;
+        let response = query.send().map_err(|e| format!("no token: {}", scrub(&reason(&e))))?;
         match response.status() {
             status if status.is_success() => {}
             status if status.as_u16() == 401 || status.as_u16() == 403 => return Err(self.refused()),

@@ -15,6 +15,7 @@ use crate::recipe;
 use crate::spec::{K3s, Profile, ReleaseFile, WantedWay};
 use crate::store::StepKey;
 use crate::unpack::{self, Unpacked};
+use crate::url::Url;
 
 /// Raised when the same release is unpacked to something else.
 const VERSION: u32 = 1;
@@ -32,15 +33,15 @@ pub enum Way {
 }
 
 /// The file of a release for `arch`, if the TOML files name one, with the places it may be had from.
-fn file(k3s: &K3s, arch: Arch) -> Option<(&ReleaseFile, Vec<String>)> {
+fn file(k3s: &K3s, arch: Arch) -> Option<(&ReleaseFile, Vec<Url>)> {
     let release = k3s.release.as_ref()?;
     let file = release.file(arch)?;
     Some((file, places(&release.urls, &file.name)))
 }
 
 /// Where a file may be had that lies in the folders `urls`.
-pub(super) fn places(urls: &[String], name: &str) -> Vec<String> {
-    urls.iter().map(|url| format!("{}/{name}", url.trim_end_matches('/'))).collect()
+pub(super) fn places(urls: &[String], name: &str) -> Vec<Url> {
+    urls.iter().map(|url| Url::from(url).below(name)).collect()
 }
 
 /// Chooses the way for a profile's K3s, which is fetched if it is the release; `None` without K3s.

@@ -165,7 +165,7 @@ impl Puller<'_> {
             name: format!("{} {}…", self.reference.repository, blob.digest.short()),
             sha256: blob.digest,
             size: blob.size,
-            urls: vec![format!("{}/blobs/sha256:{}", self.fetcher_base(), blob.digest)],
+            urls: vec![format!("{}/blobs/sha256:{}", self.fetcher_base(), blob.digest).into()],
         }
     }
 

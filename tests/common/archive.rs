@@ -6,8 +6,10 @@ use std::sync::OnceLock;
 
 use kiln::digest::Digest;
 use pgp::composed::{
-    ArmorOptions, CleartextSignedMessage, KeyType, SecretKeyParamsBuilder, SignedPublicKey, SignedSecretKey,
+    ArmorOptions, CleartextSignedMessage, DetachedSignature, KeyType, SecretKeyParamsBuilder,
+    SignedPublicKey, SignedSecretKey,
 };
+use pgp::crypto::hash::HashAlgorithm;
 use pgp::types::{KeyDetails, Password};
 
 use super::run::Env;
@@ -31,6 +33,12 @@ pub fn ar(members: &[(&str, &[u8])]) -> Vec<u8> {
 
 pub fn xz(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn gz(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
@@ -104,6 +112,14 @@ pub struct Archive {
     /// Seconds from now to the end of its validity.
     pub valid: i64,
     pub signed_by: usize,
+    /// Whether it says that indexes lie under their digests; they do not.
+    pub by_hash: bool,
+    /// The endings of the Packages files that it lists; the mirror has the last of them only.
+    pub packings: &'static [&'static str],
+    /// Release with Release.gpg instead of InRelease.
+    pub detached: bool,
+    /// Further bytes of the Packages file.
+    pub junk: Vec<u8>,
 }
 
 impl Default for Archive {
@@ -115,6 +131,10 @@ impl Default for Archive {
             age: -3600,
             valid: 7 * 86_400,
             signed_by: 0,
+            by_hash: false,
+            packings: &[".xz"],
+            detached: false,
+            junk: Vec::new(),
         }
     }
 }
@@ -179,28 +199,57 @@ impl Archive {
 
     /// Writes and signs the metadata.
     pub fn publish(&mut self) {
-        let packages = self.packages.join("\n");
-        let index = xz(packages.as_bytes());
+        let mut packages = self.packages.join("\n").into_bytes();
+        packages.extend(&self.junk);
         let dists = format!("dists/{}", "trixie");
-        let release = format!(
-            "Origin: Debian\nLabel: Debian\nSuite: stable\nCodename: {}\nDate: {}\nValid-Until: {}\nArchitectures: all amd64\n\
-             Components: main\nSHA256:\n {} {} main/binary-amd64/Packages.xz\n",
+        let by_hash = if self.by_hash { "Acquire-By-Hash: yes\n" } else { "" };
+        let mut release = format!(
+            "Origin: Debian\nLabel: Debian\nSuite: stable\nCodename: {}\nDate: {}\nValid-Until: {}\n{by_hash}Architectures: all amd64\n\
+             Components: main\nSHA256:\n",
             self.codename,
             rfc822(now() + self.age),
             rfc822(now() + self.valid),
-            Digest::of(&index),
-            index.len(),
         );
-        let signed = CleartextSignedMessage::sign(
-            rand::thread_rng(),
-            &release,
-            &key(self.signed_by).primary_key,
-            &Password::empty(),
-        )
-        .unwrap();
-        let text = signed.to_armored_string(ArmorOptions::default()).unwrap();
-        self.files.insert(format!("{dists}/InRelease"), text.into_bytes());
-        self.files.insert(format!("{dists}/main/binary-amd64/Packages.xz"), index);
+        for packing in self.packings {
+            let index = match *packing {
+                ".xz" => xz(&packages),
+                ".zst" => zstd::encode_all(packages.as_slice(), 1).unwrap(),
+                ".gz" => gz(&packages),
+                _ => packages.clone(),
+            };
+            let path = format!("main/binary-amd64/Packages{packing}");
+            release.push_str(&format!(" {} {} {path}\n", Digest::of(&index), index.len()));
+            if self.packings.last() == Some(packing) {
+                self.files.insert(format!("{dists}/{path}"), index);
+            }
+        }
+        let (key, armor) = (&key(self.signed_by).primary_key, ArmorOptions::default());
+        if self.detached {
+            let signed = DetachedSignature::sign_binary_data(
+                rand::thread_rng(),
+                key,
+                &Password::empty(),
+                HashAlgorithm::Sha256,
+                release.as_bytes(),
+            )
+            .unwrap();
+            self.files.insert(format!("{dists}/Release.gpg"), signed.to_armored_bytes(armor).unwrap());
+            self.files.insert(format!("{dists}/Release"), release.into_bytes());
+        } else {
+            let signed =
+                CleartextSignedMessage::sign(rand::thread_rng(), &release, key, &Password::empty()).unwrap();
+            let text = signed.to_armored_string(armor).unwrap();
+            self.files.insert(format!("{dists}/InRelease"), text.into_bytes());
+        }
+    }
+
+    /// Writes the files below `folder`, as a mirror on this machine has them.
+    pub fn write_to(&self, folder: &std::path::Path) {
+        for (path, bytes) in &self.files {
+            let path = folder.join(path);
+            fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+            fs_err::write(path, bytes).unwrap();
+        }
     }
 
     /// Writes a project into `env` that trusts key 0 and asks for `packages`.

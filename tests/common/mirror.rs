@@ -35,6 +35,7 @@ struct State {
     files: BTreeMap<String, Vec<u8>>,
     manners: Vec<(String, Manner)>,
     log: Vec<Asked>,
+    heads: Vec<String>,
 }
 
 /// The server; its threads end with the test's process.
@@ -71,6 +72,18 @@ impl Mirror {
         self
     }
 
+    /// The header fields of all requests whose path contains `part`, a text a request.
+    pub fn heads(&self, part: &str) -> Vec<String> {
+        let state = self.state.lock().unwrap();
+        let asked = state.log.iter().zip(&state.heads);
+        asked.filter(|((path, _), _)| path.contains(part)).map(|(_, head)| head.clone()).collect()
+    }
+
+    /// `host:port`, with the scheme in front: what a proxy is named by.
+    pub fn origin(&self) -> String {
+        self.base.trim_end_matches("/debian").to_owned()
+    }
+
     /// What was asked for whose path contains `part`, in order.
     pub fn asked(&self, part: &str) -> Vec<Asked> {
         self.state.lock().unwrap().log.iter().filter(|(path, _)| path.contains(part)).cloned().collect()
@@ -85,13 +98,20 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<bool>
         return Ok(false);
     }
     let head_only = line.starts_with("HEAD ");
-    let path = line.split(' ').nth(1).unwrap_or_default().trim_start_matches("/debian/").to_owned();
-    let mut range = None;
+    let target = line.split(' ').nth(1).unwrap_or_default();
+    // A proxy is asked with the whole URL.
+    let path = target
+        .strip_prefix("http://")
+        .and_then(|rest| rest.find('/').map(|at| &rest[at..]))
+        .unwrap_or(target);
+    let path = path.trim_start_matches("/debian/").to_owned();
+    let (mut range, mut head) = (None, String::new());
     loop {
         let mut field = String::new();
         if reader.read_line(&mut field)? == 0 || field.trim().is_empty() {
             break;
         }
+        head.push_str(&field);
         if let Some((name, value)) = field.split_once(':')
             && name.eq_ignore_ascii_case("range")
         {
@@ -101,6 +121,7 @@ fn answer(mut stream: &TcpStream, state: &Mutex<State>) -> std::io::Result<bool>
     let (file, manner) = {
         let mut state = state.lock().unwrap();
         state.log.push((path.clone(), range.clone()));
+        state.heads.push(head);
         let at = state.manners.iter().position(|(part, _)| path.contains(part.as_str()));
         let manner = at.map_or(Manner::Good, |at| state.manners[at].1);
         if let (Some(at), Manner::CutOnce(_)) = (at, manner) {

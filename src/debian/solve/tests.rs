@@ -22,7 +22,7 @@ fn universe(suites: &[(&str, &[&str])]) -> Universe {
             }
             text += &format!("Architecture: {arch}\n\n");
         }
-        universe.add(suite, index::parse(text.as_bytes(), |_, _| true).unwrap()).unwrap();
+        universe.add(suite, index::parse(text.as_bytes(), |_, _| true).unwrap().records).unwrap();
     }
     universe
 }

@@ -12,6 +12,7 @@ use crate::error::{Failure, Kind};
 use crate::fetch::Fetcher;
 use crate::spec::nearest;
 use crate::sys;
+use crate::url::Url;
 
 /// The most that a list may have, bytes; those of 2025 have 30 kB.
 const LARGEST: u64 = 4 << 20;
@@ -47,7 +48,9 @@ pub(super) fn newest(fetcher: &Fetcher<'_>, url: &str, name: &str) -> Result<Ver
             .because(error)
     })?;
     read_channels(&bytes, name).map_err(|failure| {
-        Failure::new(failure.kind, format!("the channel server {url} does not help")).because(failure).into()
+        Failure::new(failure.kind, format!("the channel server {} does not help", Url::from(url)))
+            .because(failure)
+            .into()
     })
 }
 

@@ -6,8 +6,8 @@ use kiln::debian::index::{self, Field};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(records) = index::parse(data, |_, _| true) else { return };
-    for record in records {
+    let Ok(index) = index::parse(data, |_, _| true) else { return };
+    for record in index.records {
         for field in [Field::Depends, Field::PreDepends, Field::Conflicts, Field::Breaks] {
             record.relations(field).ok();
         }
