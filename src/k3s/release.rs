@@ -158,6 +158,8 @@ pub(super) fn package(work: &Work<'_>, k3s: &K3s, arch: Arch) -> Result<Unpacked
         })?;
     }
     let info = super::info(NAME, k3s.version(), arch, "K3s, of its release");
+    // As they are shown: the manifest holds no password.
+    let urls = urls.iter().map(ToString::to_string).collect();
     let release = FromRelease { file: file.name.clone(), sha256: file.sha256, urls };
     let kind = PackageKind::Made(Made::Release(release));
     unpack::folder(work.store, &key, &folder, info, kind, vec![work.store.relative(&object)])
