@@ -9,6 +9,9 @@
 //! ```text
 //! boot 01234567-89ab-cdef-0123-456789abcdef      the id of the boot, first of all
 //! job 123 dev-disk-foo.device start running      every 10 s while boot goes on
+//! restart k3s.service 4 auto-restart             a service that is started again and again, and what it said last
+//! why ...
+//! jobs-end
 //! state running                                  or degraded, maintenance
 //! FinishTimestampMonotonic=12345678              systemctl show
 //! failed nfs-mountd.service
@@ -17,7 +20,11 @@
 //! end
 //! ```
 //!
-//! Each boot of a machine reports anew. Then the script waits for an order: `poweroff` ([`power_off`]), so that ending in order
+//! A boot has ended when no job is left and no service is being started again. systemd calls a machine `running` while a service
+//! of it waits for its next start, since such a service has not failed. So a service that was started again has to stay up for
+//! 30 seconds first; one that was started once is taken as it is, and delays nothing. A unit that failed ends the boot at once.
+//!
+//! Each boot of a machine reports anew. Besides, the script takes an order: `poweroff` ([`power_off`]), so that ending in order
 //! needs neither logind nor a power button's driver in the image, or `timeline` ([`timeline`]), which costs the guest some
 //! seconds when it is emulated and so is no part of the report.
 //!
@@ -49,25 +56,62 @@ const DROPIN: &str = "[Unit]
 Wants=kiln-ready.service
 ";
 
-/// Needs sh, sleep and systemctl of the image. `--wait` saves the polling where the bus is up already.
+/// A function of the shell, `restarting`: a line `restart UNIT TIMES STATE` for each service that systemd is starting again, or has started
+/// again and that is not up for 30 s yet. Who logs out ends the service of a terminal; kiln's own units in the guest do not count either.
+pub const RESTARTING: &str = r#"
+restarting() {
+  read -r now rest </proc/uptime
+  { systemctl show --type=service -p Id,NRestarts,ActiveState,SubState,ActiveEnterTimestampMonotonic '*'; echo; } | {
+    id= times=0 active= sub= since=0
+    while read -r line; do
+      case $line in
+        Id=*) id=${line#*=} ;;
+        NRestarts=*) times=${line#*=} ;;
+        ActiveState=*) active=${line#*=} ;;
+        SubState=*) sub=${line#*=} ;;
+        ActiveEnterTimestampMonotonic=*) since=${line#*=} ;;
+        '')
+          case $id in *getty@*|kiln-door.service|kiln-shell.service|kiln-ready.service) times=0 sub= ;; esac
+          case $sub in
+            auto-restart*) echo "restart $id $times $sub" ;;
+            *)
+              [ "$times" -gt 0 ] && case $active in
+                active) [ $((${now%.*} - since / 1000000)) -lt 30 ] && echo "restart $id $times $sub" ;;
+                activating|reloading|deactivating) echo "restart $id $times $sub" ;;
+              esac
+              ;;
+          esac
+          id= times=0 active= sub= since=0
+          ;;
+      esac
+    done
+  }
+}
+"#;
+
+/// Needs sh, sleep and systemctl of the image, and journalctl for what a service said. `--wait` saves the polling where the bus is up
+/// already. [`RESTARTING`] stands before it.
 const SCRIPT: &str = r#"port=/dev/virtio-ports/kiln.ready
-n=0
-until [ -c "$port" ]; do
-  n=$((n + 1)); [ "$n" -gt 1200 ] && exit 1
-  sleep 0.1
-done
-exec 3<>"$port" >&3 2>/dev/null
+report() {
 read -r line </proc/sys/kernel/random/boot_id
 echo
 echo "boot $line"
 (while sleep 10; do
   systemctl list-jobs --no-legend --plain | while read -r line; do echo "job $line"; done
+  restarting | while read -r word unit rest; do
+    echo "restart $unit $rest"
+    journalctl -b --quiet --no-pager -o cat -n 6 _SYSTEMD_UNIT="$unit" | while read -r line; do echo "why $line"; done
+  done
   echo jobs-end
 done) &
 watch=$!
 while :; do
   state=$(systemctl is-system-running --wait)
-  case $state in ''|initializing|starting|offline|unknown) sleep 0.3;; *) break;; esac
+  case $state in
+    ''|initializing|starting|offline|unknown) sleep 0.3 ;;
+    running) [ -n "$(restarting)" ] || break; sleep 1 ;;
+    *) break ;;
+  esac
 done
 kill "$watch"
 echo
@@ -88,6 +132,14 @@ for uuid in /sys/block/dm-*/dm/uuid; do
   [ -r "$uuid" ] && read -r line <"$uuid" && echo "mapper $line"
 done
 echo end
+}
+n=0
+until [ -c "$port" ]; do
+  n=$((n + 1)); [ "$n" -gt 1200 ] && exit 1
+  sleep 0.1
+done
+exec 3<>"$port" >&3 2>/dev/null
+report &
 set -f
 while :; do
   if ! read -r order <&3; then
@@ -115,11 +167,11 @@ done
 /// The credentials that make a machine report.
 pub fn credentials() -> Vec<(String, Vec<u8>)> {
     [
-        ("systemd.extra-unit.kiln-ready.service", UNIT),
-        ("systemd.unit-dropin.multi-user.target", DROPIN),
-        ("kiln.ready", SCRIPT),
+        ("systemd.extra-unit.kiln-ready.service", UNIT.to_owned()),
+        ("systemd.unit-dropin.multi-user.target", DROPIN.to_owned()),
+        ("kiln.ready", format!("{RESTARTING}{SCRIPT}")),
     ]
-    .map(|(name, text)| (name.to_owned(), text.as_bytes().to_vec()))
+    .map(|(name, text)| (name.to_owned(), text.into_bytes()))
     .to_vec()
 }
 
@@ -194,6 +246,14 @@ impl Ready {
     }
 }
 
+/// What a line of [`RESTARTING`] says, without its first word.
+pub fn unsettled(line: &str) -> String {
+    let mut words = line.splitn(3, ' ');
+    let [unit, times, state] = [(); 3].map(|()| words.next().unwrap_or_default());
+    let often = if times == "1" { "once".to_owned() } else { format!("{times} times") };
+    format!("{unit} does not stay up: started again {often}, now {state}")
+}
+
 /// Reads a report; `None` before its `end` line came. Unknown lines are passed over, so that a newer script may say more.
 #[derive(Debug, Default)]
 pub struct Parser {
@@ -209,13 +269,17 @@ impl Parser {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         let rest = rest.to_owned();
         match word {
-            "job" => {
-                if std::mem::take(&mut self.jobs_whole) {
+            "job" => self.waits(rest),
+            "restart" => {
+                self.waits(format!("{}; it said last:", unsettled(&rest)));
+            }
+            "why" => self.waits(format!("  {}", crate::ui::plain(&rest))),
+            "jobs-end" => {
+                // Twice in a row: it waits for nothing any more.
+                if std::mem::replace(&mut self.jobs_whole, true) {
                     self.jobs.clear();
                 }
-                self.jobs.push(rest);
             }
-            "jobs-end" => self.jobs_whole = true,
             "boot" => *self = Parser { ready: Ready { boot: rest, ..Ready::default() }, ..Parser::default() },
             "state" => self.ready.state = rest,
             "failed" => self.ready.failed.push(rest),
@@ -242,9 +306,17 @@ impl Parser {
         None
     }
 
-    /// The jobs that the guest last said it was waiting for.
+    /// The jobs that the guest last said it was waiting for, and the services that do not stay up.
     pub fn jobs(&self) -> &[String] {
         &self.jobs
+    }
+
+    /// One more line of what it waits for; the first one after `jobs-end` begins a new list.
+    fn waits(&mut self, line: String) {
+        if std::mem::take(&mut self.jobs_whole) {
+            self.jobs.clear();
+        }
+        self.jobs.push(line);
     }
 
     fn at(&self, name: &str) -> u64 {
@@ -415,6 +487,7 @@ pub fn timeline(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::Tool;
 
     fn read(text: &str) -> (Option<Ready>, Parser) {
         let mut parser = Parser::default();
@@ -453,5 +526,59 @@ mod tests {
             read("job 1 a start\njobs-end\njob 2 b start\njob 3 c start\njobs-end\nstate run");
         assert_eq!(ready, None);
         assert_eq!(parser.jobs(), ["2 b start", "3 c start"]);
+    }
+
+    #[test]
+    fn a_service_that_is_started_again_is_what_a_boot_waits_for_with_its_last_words() {
+        let text = "job 1 a start\njobs-end\nrestart k3s.service 4 auto-restart\nwhy \u{1b}[31mUnable to find default route\njobs-end\n";
+        let (ready, parser) = read(text);
+        let what = [
+            "k3s.service does not stay up: started again 4 times, now auto-restart; it said last:",
+            "  Unable to find default route",
+        ];
+        assert_eq!((ready, parser.jobs()), (None, what.map(str::to_owned).as_slice()));
+        // It is up, and nothing is left to wait for.
+        assert!(read(&format!("{text}jobs-end\n")).1.jobs().is_empty());
+    }
+
+    /// Runs [`RESTARTING`] with a systemctl that says `units`; the machine is up for `up` seconds.
+    fn restarting(units: &str, up: u32) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        fs_err::write(dir.path().join("uptime"), format!("{up}.20 7.00\n")).unwrap();
+        fs_err::write(dir.path().join("units"), units).unwrap();
+        let function = RESTARTING.replace("/proc/uptime", &dir.path().join("uptime").display().to_string());
+        let script =
+            format!("systemctl() {{ cat '{}/units'; }}\n{function}\nrestarting", dir.path().display());
+        let said = Tool::host("/bin/sh").command().arg("-c").arg(&script).read().unwrap();
+        String::from_utf8(said).unwrap()
+    }
+
+    #[test]
+    fn services_that_are_started_again_are_not_up_until_they_stay_up() {
+        let unit = |id: &str, times: u32, active: &str, sub: &str, since: u32| {
+            format!(
+                "NRestarts={times}\nId={id}\nActiveState={active}\nSubState={sub}\nActiveEnterTimestampMonotonic={since}000000\n\n"
+            )
+        };
+        let good = [
+            unit("a.service", 0, "active", "running", 99),
+            unit("b.service", 0, "activating", "start", 0),
+            unit("c.service", 3, "active", "running", 60),
+            unit("d.service", 3, "inactive", "dead", 60),
+            unit("getty@tty1.service", 3, "activating", "auto-restart", 99),
+            unit("kiln-door.service", 3, "active", "running", 99),
+        ]
+        .concat();
+        assert_eq!(restarting(good.trim_end(), 100), "");
+        let bad = [
+            unit("a.service", 0, "activating", "auto-restart", 0),
+            unit("k3s.service", 7, "activating", "start", 0),
+            unit("x@1.service", 1, "active", "running", 80),
+        ]
+        .concat();
+        assert_eq!(
+            restarting((good + &bad).trim_end(), 100),
+            "restart a.service 0 auto-restart\nrestart k3s.service 7 start\nrestart x@1.service 1 running\n"
+        );
     }
 }

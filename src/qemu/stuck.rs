@@ -29,7 +29,8 @@ const LOOKS: [(&str, &str); 6] = [
     (
         "failed units",
         "systemctl list-units --state=failed --no-legend --plain | while read -r unit rest; do \
-         systemctl status --no-pager --full --lines=20 -- \"$unit\"; done",
+         systemctl status --no-pager --full --lines=20 -- \"$unit\"; done; \
+         systemctl list-units --state=auto-restart --no-legend --plain",
     ),
     ("blocked tasks", BLOCKED),
     ("load", "cat /proc/loadavg /proc/pressure/* /proc/meminfo 2>/dev/null | head -n 20"),

@@ -12,6 +12,7 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use crate::manifest::Manifest;
+use crate::qemu::ready::{RESTARTING, unsettled};
 use crate::scenario::spec::model::DOMAIN;
 use crate::scenario::spec::{Address, Check, Name, Node, Scenario};
 use crate::spec::Profile;
@@ -112,6 +113,7 @@ done
 
 const UNITS: &str = r#"
 echo "state $(systemctl is-system-running)"
+restarting
 systemctl list-units --state=failed --no-legend --plain | while read -r unit rest; do
   echo "failed $unit"
   systemctl status --no-pager --full --lines=20 "$unit" | while IFS= read -r line; do echo "log $line"; done
@@ -142,7 +144,7 @@ impl Check {
         match self {
             Check::Identity => IDENTITY.to_owned(),
             Check::SameImage => SAME_IMAGE.to_owned(),
-            Check::Units => UNITS.to_owned(),
+            Check::Units => format!("{RESTARTING}{UNITS}"),
             Check::Clock => CLOCK.to_owned(),
             Check::ReadonlyRoot => READONLY_ROOT.to_owned(),
             Check::Disk => disk::SCRIPT.to_owned(),
@@ -229,12 +231,16 @@ fn same_image(known: &Known<'_>, node: &Node, facts: &Facts<'_>, verdict: &mut V
 
 fn units(node: &Node, facts: &Facts<'_>, verdict: &mut Verdict) {
     let failed: Vec<&str> = facts.all("failed").collect();
-    if facts.one("state") != "running" || !failed.is_empty() {
+    let again: Vec<&str> = facts.all("restart").collect();
+    if facts.one("state") != "running" || !failed.is_empty() || !again.is_empty() {
         let mut found = format!("{}, failed units: {}", facts.one("state"), failed.join(", "));
+        for unit in again {
+            let _ = write!(found, "\n{}", unsettled(unit));
+        }
         for line in facts.all("log") {
             let _ = write!(found, "\n{line}");
         }
-        verdict.wrong(&node.name, "running, no failed unit", found);
+        verdict.wrong(&node.name, "running, no unit failed or started again and again", found);
     }
 }
 

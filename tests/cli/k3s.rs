@@ -5,12 +5,13 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, channel};
 
 use base64::Engine;
 
-use crate::common::run::command;
-use crate::common::tools;
+use crate::common::run::{Run, command};
+use crate::common::{images, tools};
 
 struct Node {
     dir: tempfile::TempDir,
@@ -52,11 +53,12 @@ impl Node {
         fs_err::read_to_string(self.path(path)).unwrap()
     }
 
+    /// Runs a script of images/k3s, or of another folder beside it.
     fn run(&self, script: &str) -> Output {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("images/k3s").join(script);
         // What this machine's curl is told (proxies, ~/.curlrc), a node's is not.
         command("sh")
-            .arg(script)
+            .arg(&script)
             .env_clear()
             .env("HOME", self.dir.path())
             .env("CREDENTIALS_DIRECTORY", self.path("credentials"))
@@ -70,6 +72,8 @@ impl Node {
             .env("KILN_UPTIME", self.path("uptime"))
             .env("KILN_RTC", self.path("rtc"))
             .env("KILN_K3S", self.path("k3s"))
+            .env("KILN_CONFIG", if script.ends_with("prepare") { k3s_config() } else { Path::new("") })
+            .env("KILN_ONCE", "yes")
             .env("KILN_LIMIT_NEW", "1")
             .env("KILN_LIMIT_WRONG", "2")
             .env("STATE_DIRECTORY", self.path("state"))
@@ -95,6 +99,19 @@ impl Node {
             assert!(text.contains(word), "`{word}` is not in {text}");
         }
     }
+}
+
+/// The program of the image that reads K3s' configuration.
+fn k3s_config() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let output = images::kiln()
+            .args(["recipe", "build", "k3s-config", "-C", env!("CARGO_MANIFEST_DIR")])
+            .output()
+            .unwrap();
+        let run = Run::of(&output).ok();
+        Path::new(run.stdout.trim()).join("usr/lib/kiln/k3s-config")
+    })
 }
 
 #[test]
@@ -217,13 +234,131 @@ fn an_agent_without_what_it_needs_says_what_that_is() {
     node.put("credentials/k3s.token", "secret");
     node.refused("prepare", &["this agent knows no server", "https://"]);
     node.put("credentials/k3s.config", "server: http://10.0.0.1:6443\n");
-    node.refused("prepare", &["the server of this agent is http://10.0.0.1:6443"]);
+    node.refused("prepare", &["line 1: the server of this node is \"http://10.0.0.1:6443\"", "https://"]);
     node.put("credentials/k3s.config", "server: https://10.0.0.1:6443\ntoken: secret\n");
     node.refused("prepare", &["holds a token", "k3s.token"]);
     node.put("credentials/k3s.config", "server: 'https://10.0.0.1:6443'\n");
     node.prepared();
     assert_eq!(node.read("run/k3s/server"), "https://10.0.0.1:6443\n");
     assert!(!node.path("data/server").exists());
+}
+
+#[test]
+fn the_configuration_of_a_node_is_read_as_yaml_or_refused_with_the_line() {
+    let node = Node::new("agent");
+    node.put("credentials/k3s.token", "secret");
+    for text in [
+        "server: https://192.168.50.100:6443 # the NUC\n",
+        "server: https://192.168.50.100:6443\r\nnode-name: Rack-1\r\n",
+        "\"server\": \"https://192.168.50.100:6443\"\n",
+        "{\"server\": \"https://192.168.50.100:6443\"}",
+        "server:\n  https://192.168.50.100:6443\n",
+        "server : 'https://192.168.50.100:6443/'\n",
+        "\u{feff}# server: https://10.0.0.9:6443\nnode-label: [\"server: x\"]\nserver: https://192.168.50.100:6443\n",
+    ] {
+        node.put("credentials/k3s.config", text);
+        node.prepared();
+        assert_eq!(node.read("run/k3s/server"), "https://192.168.50.100:6443\n", "{text:?}");
+        assert_eq!(node.read("run/k3s/config.yaml.d/60-node.yaml"), text, "K3s reads the very same");
+        assert_eq!(node.path("run/k3s/node-name").exists(), text.contains("node-name"), "{text:?}");
+    }
+    for (text, words) in [
+        ("", "this agent knows no server"),
+        ("# server: https://10.0.0.1:6443\n", "this agent knows no server"),
+        ("server:\n- https://a:6443\n- https://b:6443\n", "line 1: `server` has 2 values"),
+        ("server: https://a:6443\nserver: https://b:6443\n", "line 2: the key \"server\" is there twice"),
+        ("server: https://a:6443\n---\nnode-name: b\n", "a second document at line 2"),
+        ("node-name: a\n\tserver: https://a:6443\n", "is not YAML: line 2"),
+        ("node-name: a\nserver: \"https://a:6443\n", "is not YAML: line 2"),
+        ("server: https://a:6443 the NUC\n", "line 1: the server of this node is"),
+        ("server:https://a:6443\n", "line 1"),
+        ("server: https://a:6443\n{\"token\": \"hunter2\"}\n", "line 2"),
+        ("{\"server\": \"https://a:6443\", \"token\": \"hunter2\"}\n", "line 1 holds a token"),
+        ("server: https://a:6443\nkubelet-arg:\n- max-pods: 110\n", "line 3: \"kubelet-arg\" has a mapping"),
+        ("\u{1b}[31mserver: x\n", "line 1"),
+    ] {
+        node.put("credentials/k3s.config", text);
+        node.refused(
+            "prepare",
+            &["the credential k3s.config", words][usize::from(words.contains("knows no"))..],
+        );
+        let said = String::from_utf8(node.run("prepare").stderr).unwrap();
+        assert!(!said.contains("hunter2") && !said.contains('\u{1b}'), "{said:?}");
+    }
+    node.put("credentials/k3s.config", "server: https://10.0.0.1:6443\n");
+    node.put("credentials/k3s.registries", "mirrors:\n\tdocker.io: {}\n");
+    node.refused("prepare", &["the credential k3s.registries is not YAML: line 2"]);
+}
+
+#[test]
+fn a_node_without_a_gateway_says_so_on_its_console_once() {
+    let node = Node::new("server");
+    let console = || fs_err::read_to_string(node.path("console")).unwrap_or_default();
+    node.put_program("ip", "#!/bin/sh\n[ \"$1\" != -6 ] || echo default via fe80::1 dev eth0\n");
+    assert!(node.run("route").status.success() && console().is_empty());
+    node.put_program("ip", "#!/bin/sh\n");
+    for _ in 0..2 {
+        assert!(node.run("route").status.success(), "K3s may have been told what it needs");
+    }
+    assert_eq!(console().matches("has no gateway").count(), 1);
+    assert!(
+        console().contains("  -> give it one: `gateway` of its network in cluster.toml"),
+        "{}",
+        console()
+    );
+}
+
+#[test]
+fn what_is_started_again_and_again_or_takes_long_is_named_on_the_console_with_its_last_words() {
+    let node = Node::new("server");
+    node.put_program("systemctl", "#!/bin/sh\ncat \"$HOME/units\"\n");
+    node.put_program("journalctl", "#!/bin/sh\necho \"$*\" >>\"$HOME/asked\"\ncat \"$HOME/journal\"\n");
+    node.put(
+        "journal",
+        "time=\"2026-11-28T08:00:00Z\" level=info msg=\"Starting\"\n\
+         time=\"2026-11-28T08:00:01Z\" level=fatal msg=\"flannel: \\\"Unable to find default route\\\"\u{1b}[31m\"\nlast line\n  -> do this\n",
+    );
+    let look = |up: u32, times: u32, active: &str, sub: &str, begun: u32, since: u32| {
+        node.put("uptime", &format!("{up}.50 9.00\n"));
+        node.put(
+            "units",
+            &format!(
+                "NRestarts=0\nId=a.service\nActiveState=active\nSubState=running\nInactiveExitTimestampMonotonic=1\nActiveEnterTimestampMonotonic=2\n\n\
+                 NRestarts=9\nId=getty@tty1.service\nActiveState=activating\nSubState=auto-restart\n\n\
+                 NRestarts={times}\nId=k3s.service\nInvocationID=0123\nActiveState={active}\nSubState={sub}\n\
+                 InactiveExitTimestampMonotonic={begun}000000\nActiveEnterTimestampMonotonic={since}000000\n",
+            ),
+        );
+        fs_err::write(node.path("console"), "").unwrap();
+        let output = node.run("../files/watch");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        node.read("console")
+    };
+    assert_eq!(look(50, 0, "activating", "start", 20, 0), "");
+    assert_eq!(look(70, 1, "activating", "start", 65, 0), "", "once is no matter");
+    let said = look(120, 2, "activating", "auto-restart", 65, 0);
+    assert!(
+        said.starts_with("kiln: k3s.service was started again 2 times in 50 s and does not stay up"),
+        "{said}"
+    );
+    assert!(said.contains(r#"; it said last: flannel: "Unable to find default route"#), "{said}");
+    assert!(said.contains("\n  -> journalctl -b -u k3s.service") && !said.contains('\u{1b}'), "{said}");
+    assert_eq!(look(160, 3, "activating", "start", 155, 0), "", "it was said a moment ago");
+    assert!(look(230, 4, "active", "running", 200, 220).contains("4 times in 160 s"));
+    // Up, for two minutes; what was before does not count any more.
+    assert_eq!(look(400, 4, "active", "running", 200, 220), "");
+    assert_eq!(look(500, 5, "activating", "start", 490, 220), "");
+    assert!(look(600, 6, "activating", "start", 590, 220).contains("2 times"));
+
+    // One that never comes up, whose unit is not started again.
+    assert_eq!(look(889, 6, "activating", "start", 590, 220), "");
+    node.put("journal", "waiting for https://10.0.0.1:6443 to answer\n  -> do this\n");
+    let said = look(900, 6, "activating", "start-pre", 590, 220);
+    let words = "kiln: k3s.service has been starting for 5 min; it said last: waiting for https://10.0.0.1:6443 to answer\n";
+    assert!(said.starts_with(words), "{said}");
+    assert!(node.read("asked").lines().last().unwrap().ends_with("_SYSTEMD_INVOCATION_ID=0123"));
+    assert_eq!(look(960, 6, "activating", "start-pre", 590, 220), "");
+    assert!(look(1300, 6, "activating", "start-pre", 590, 220).contains("starting for 11 min"));
 }
 
 /// The program by which a node asks its server and tells it things.
@@ -307,7 +442,7 @@ fn agent(curl: &str, server: &str, token: &str) -> Node {
     node.put_program("curl", curl);
     node.put("run/k3s/server", &format!("{server}\n"));
     node.put("run/k3s/token", token);
-    node.put("run/k3s/config.yaml.d/60-node.yaml", "node-name: rack-1\n");
+    node.put("run/k3s/node-name", "rack-1\n");
     node.put("node/none", "");
     node
 }

@@ -34,8 +34,16 @@ pub fn store() -> PathBuf {
 }
 
 /// Recipes that compile for minutes.
-const LONG: [&str; 7] =
-    ["linux-vm", "linux-node", "k3s", "cni-flannel", "coredns", "local-path-provisioner", "metrics-server"];
+const LONG: [&str; 8] = [
+    "linux-vm",
+    "linux-node",
+    "k3s",
+    "k3s-config",
+    "cni-flannel",
+    "coredns",
+    "local-path-provisioner",
+    "metrics-server",
+];
 
 /// Takes what was compiled over from this person's own store. A step is found by the key of all that it depends on, so what does not fit
 /// is never used.

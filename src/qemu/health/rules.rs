@@ -316,6 +316,17 @@ pub static RULES: &[Rule] = &[
             "`systemctl status` and `journalctl -u` of the unit it names",
         ),
     ),
+    on_purpose(
+        When::Damage,
+        rule(
+            "unit-restarts",
+            Error,
+            // images/files/watch
+            r"kiln: \S+ was started again \d+ times in ",
+            "a service is started again and again, which systemd does not call failed",
+            "its last words behind it; `journalctl -b -u` of the unit it names",
+        ),
+    ),
     rule(
         "module-missing",
         Error,

@@ -109,6 +109,10 @@ const SICK: &[(&str, &str)] = &[
     ("unit-failed", "[DEPEND] Dependency failed for var.mount - /var."),
     ("unit-failed", "[ TIME ] Timed out waiting for device dev-kiln-var.device - /dev/kiln/var."),
     ("unit-failed", "[   12.0] systemd[1]: Failed to start k3s.service - Lightweight Kubernetes."),
+    (
+        "unit-restarts",
+        "kiln: k3s.service was started again 2 times in 96 s and does not stay up; it said last: Unable to find default route",
+    ),
     ("module-missing", "[   12.0] systemd-modules-load[230]: Failed to find module 'br_netfilter'"),
     (
         "module-missing",

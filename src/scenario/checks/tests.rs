@@ -106,11 +106,18 @@ fn units_are_all_well() {
     spoiled(
         Check::Units,
         "state running\n",
-        &[(
-            "state running",
-            "state degraded\nfailed x.service\nlog it died",
-            "degraded, failed units: x.service\nit died",
-        )],
+        &[
+            (
+                "state running",
+                "state degraded\nfailed x.service\nlog it died",
+                "degraded, failed units: x.service\nit died",
+            ),
+            (
+                "state running",
+                "state running\nrestart k3s.service 7 auto-restart",
+                "running, failed units: \nk3s.service does not stay up: started again 7 times, now auto-restart",
+            ),
+        ],
     );
     assert_eq!(judge(Check::Units, "", None).len(), 1, "no answer is no good one");
 }
