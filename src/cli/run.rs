@@ -37,7 +37,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 
-    /// End when the node is up with no failed unit; exit code 7 if it does not get there
+    /// End when the node is up, with no unit that failed or is started again and again; exit code 7 if it does not get there
     #[arg(long, value_enum)]
     until: Option<UntilArg>,
 
@@ -80,7 +80,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum UntilArg {
-    /// Multi-user reached
+    /// Boot has ended, and every service that was started again has been up for 30 seconds
     Ready,
 }
 
@@ -162,7 +162,10 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
         });
     }
     if outcome.ready.is_some() {
-        context.ui.status("Ready", format!("{} reached multi-user with no failed unit", options.name));
+        context.ui.status(
+            "Ready",
+            format!("{} reached multi-user; no unit failed or is started again", options.name),
+        );
     }
     Ok(())
 }

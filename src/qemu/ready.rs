@@ -545,7 +545,8 @@ mod tests {
     fn restarting(units: &str, up: u32) -> String {
         let dir = tempfile::tempdir().unwrap();
         fs_err::write(dir.path().join("uptime"), format!("{up}.20 7.00\n")).unwrap();
-        fs_err::write(dir.path().join("units"), units).unwrap();
+        // The last unit has no empty line behind it.
+        fs_err::write(dir.path().join("units"), format!("{}\n", units.trim_end())).unwrap();
         let function = RESTARTING.replace("/proc/uptime", &dir.path().join("uptime").display().to_string());
         let script =
             format!("systemctl() {{ cat '{}/units'; }}\n{function}\nrestarting", dir.path().display());
@@ -569,7 +570,7 @@ mod tests {
             unit("kiln-door.service", 3, "active", "running", 99),
         ]
         .concat();
-        assert_eq!(restarting(good.trim_end(), 100), "");
+        assert_eq!(restarting(&good, 100), "");
         let bad = [
             unit("a.service", 0, "activating", "auto-restart", 0),
             unit("k3s.service", 7, "activating", "start", 0),
@@ -577,7 +578,7 @@ mod tests {
         ]
         .concat();
         assert_eq!(
-            restarting((good + &bad).trim_end(), 100),
+            restarting(&(good + &bad), 100),
             "restart a.service 0 auto-restart\nrestart k3s.service 7 start\nrestart x@1.service 1 running\n"
         );
     }

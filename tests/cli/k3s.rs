@@ -267,7 +267,7 @@ fn the_configuration_of_a_node_is_read_as_yaml_or_refused_with_the_line() {
         ("# server: https://10.0.0.1:6443\n", "this agent knows no server"),
         ("server:\n- https://a:6443\n- https://b:6443\n", "line 1: `server` has 2 values"),
         ("server: https://a:6443\nserver: https://b:6443\n", "line 2: the key \"server\" is there twice"),
-        ("server: https://a:6443\n---\nnode-name: b\n", "a second document at line 2"),
+        ("server: https://a:6443\n---\nnode-name: b\n", "a second document at line 3"),
         ("node-name: a\n\tserver: https://a:6443\n", "is not YAML: line 2"),
         ("node-name: a\nserver: \"https://a:6443\n", "is not YAML: line 2"),
         ("server: https://a:6443 the NUC\n", "line 1: the server of this node is"),
@@ -344,7 +344,7 @@ fn what_is_started_again_and_again_or_takes_long_is_named_on_the_console_with_it
     assert!(said.contains(r#"; it said last: flannel: "Unable to find default route"#), "{said}");
     assert!(said.contains("\n  -> journalctl -b -u k3s.service") && !said.contains('\u{1b}'), "{said}");
     assert_eq!(look(160, 3, "activating", "start", 155, 0), "", "it was said a moment ago");
-    assert!(look(230, 4, "active", "running", 200, 220).contains("4 times in 160 s"));
+    assert!(look(230, 4, "active", "running", 200, 220).contains("4 times in 2 min"));
     // Up, for two minutes; what was before does not count any more.
     assert_eq!(look(400, 4, "active", "running", 200, 220), "");
     assert_eq!(look(500, 5, "activating", "start", 490, 220), "");
