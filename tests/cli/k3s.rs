@@ -294,9 +294,18 @@ fn the_configuration_of_a_node_is_read_as_yaml_or_refused_with_the_line() {
 fn a_node_without_a_gateway_says_so_on_its_console_once() {
     let node = Node::new("server");
     let console = || fs_err::read_to_string(node.path("console")).unwrap_or_default();
-    node.put_program("ip", "#!/bin/sh\n[ \"$1\" != -6 ] || echo default via fe80::1 dev eth0\n");
+    let answers = |four: &str, address: &str, six: &str| {
+        let cases = [("-4 route", four), ("-4 -o", address), ("-6 route", six)]
+            .map(|(words, answer)| format!("'{words}'*) printf '%s' '{answer}' ;;\n"));
+        node.put_program("ip", &format!("#!/bin/sh\ncase \"$*\" in\n{}esac\n", cases.concat()));
+    };
+    let (address, six) = ("2: eth0 inet 10.0.0.2/24 scope global eth0", "default via fe80::1 dev eth0");
+    answers("default via 10.0.0.1 dev eth0", address, "");
     assert!(node.run("route").status.success() && console().is_empty());
-    node.put_program("ip", "#!/bin/sh\n");
+    answers("", "", six);
+    assert!(node.run("route").status.success() && console().is_empty(), "{}", console());
+    // A router announces itself by IPv6, and nobody routes IPv4.
+    answers("", address, six);
     for _ in 0..2 {
         assert!(node.run("route").status.success(), "K3s may have been told what it needs");
     }
