@@ -89,7 +89,7 @@ pub fn plain(cluster: &Cluster, node: &Node) -> Result<Vec<Credential>, Failure>
 }
 
 /// K3s' configuration of a node: flags of `k3s server` and `k3s agent` (docs.k3s.io/cli). YAML whose values are written as JSON; the
-/// line `server` is what images/k3s/prepare looks for.
+/// line `server` is what the recipe k3s-config looks for on an agent.
 fn k3s_config(cluster: &Cluster, node: &Node) -> String {
     let mut lines = Vec::new();
     let first = cluster.first_server().is_some_and(|first| first.name == node.name);
