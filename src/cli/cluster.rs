@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::cluster::{Credential, seal, token};
-use crate::spec::cluster::{Addressing, Cluster, DisklessState, FILE, Node};
+use crate::spec::cluster::{Addressing, Cluster, DisklessState, FILE, Look, Node};
 
 /// Arguments of `kiln cluster`.
 #[derive(Debug, clap::Args)]
@@ -19,7 +19,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Check cluster.toml: all that is wrong with it, each thing with its line
+    /// Check cluster.toml and its secrets: all that is wrong, each thing with its line. Commands that print secrets are run
     Check {
         /// The file; default: cluster.toml in the project
         #[arg(value_name = "FILE")]
@@ -87,9 +87,16 @@ struct ShownCredential {
 
 /// The cluster of `file`, or of the project; its warnings are said.
 pub(super) fn read(context: &Context, file: Option<&Path>) -> Result<Cluster> {
+    read_with(context, file, None)
+}
+
+fn read_with(context: &Context, file: Option<&Path>, look: Option<&Look<'_>>) -> Result<Cluster> {
     let project = context.project()?;
     let path = file.map_or_else(|| project.dir.join(FILE), Path::to_owned);
-    let cluster = Cluster::read(&path, &project)?;
+    let cluster = match look {
+        Some(look) => Cluster::read_and_look(&path, &project, look)?,
+        None => Cluster::read(&path, &project)?,
+    };
     for warning in &cluster.warnings {
         context.ui.warn(warning);
     }
@@ -99,7 +106,7 @@ pub(super) fn read(context: &Context, file: Option<&Path>) -> Result<Cluster> {
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     match &args.verb {
         Verb::Check { file } => {
-            let cluster = read(context, file.as_deref())?;
+            let cluster = read_with(context, file.as_deref(), Some(&crate::cluster::secret::look))?;
             let nodes = cluster.nodes.len();
             if context.ui.json() {
                 let warnings = &cluster.warnings;
@@ -199,7 +206,10 @@ fn lines(cluster: &Cluster) -> Vec<String> {
     }
     let other = |what: &str, text: Option<String>| text.map(|text| format!("{what:8} {text}"));
     lines.extend(other("pool", cluster.lb_pool.map(|pool| pool.to_string())));
-    lines.extend(other("nfs", cluster.nfs.as_ref().map(|nfs| format!("{}:{}", nfs.server, nfs.path))));
+    lines.extend(other(
+        "nfs",
+        cluster.nfs.as_ref().map(|nfs| format!("{}:{}", nfs.server.bracketed(), nfs.path)),
+    ));
     lines.extend(other(
         "bgp",
         cluster.bgp.as_ref().map(|bgp| format!("AS {} with {}, AS {}", bgp.asn, bgp.peer, bgp.peer_asn)),

@@ -125,6 +125,9 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     let mut scenarios: Vec<Scenario> = match &args.cluster {
         Some(file) => {
             let cluster = super::cluster::read(context, Some(file))?;
+            for text in crate::cluster::scenario::left_out(&cluster)? {
+                context.ui.status("Left out", text);
+            }
             vec![crate::cluster::scenario::scenario(&cluster, &project.machines.keys().cloned().collect())?]
         }
         None => {

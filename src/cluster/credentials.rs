@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::seal;
 use super::secret::{Keeper, Value};
-use crate::error::{Failure, Kind};
+use crate::error::Failure;
 use crate::scenario::identity::{self, Identity, Nic};
 use crate::spec::Role;
 use crate::spec::cluster::{Addressing, Cluster, Node};
@@ -33,7 +33,9 @@ pub struct Credential {
 /// | `kiln.seal` | `seal`, and the names of the line above |
 ///
 /// # Errors
-/// As [`Keeper::get`]; [`Kind::Input`] for a token or a password hash that is none.
+/// As [`Keeper::get`]; [`Kind::Input`] for a secret that is not what its key says.
+///
+/// [`Kind::Input`]: crate::error::Kind::Input
 pub fn credentials(
     cluster: &Cluster,
     node: &Node,
@@ -48,18 +50,8 @@ pub fn credentials(
     for (key, name, secret) in secrets {
         let Some(secret) = secret else { continue };
         let value = keeper.get(key, secret)?;
-        let refuse = |why: &str| Failure::new(Kind::Input, format!("the secret `{key}` from {secret} {why}"));
-        match key {
-            "token" if !super::token::is_token(value.expose()) => {
-                return Err(refuse("is no token of K3s: it must be one line without blanks")
-                    .hint("`kiln token new` makes one"));
-            }
-            // crypt(5): every hash but the oldest begins with `$`.
-            "root-password" if !value.expose().starts_with(b"$") || value.expose().contains(&b'\n') => {
-                return Err(refuse("is no password hash: it must begin with $").hint("`mkpasswd` makes one"));
-            }
-            _ => list.push(Credential { name: name.to_owned(), value, secret: true }),
-        }
+        super::judge::judge(key, secret, &value)?;
+        list.push(Credential { name: name.to_owned(), value, secret: true });
     }
     let secret = list.iter().filter(|credential| credential.secret);
     let order = seal::order(node.seal, secret.map(|credential| credential.name.as_str()));
@@ -70,7 +62,7 @@ pub fn credentials(
 /// The credentials of `node` that are no secret.
 ///
 /// # Errors
-/// [`Kind::Input`] for a value that does not fit in its place; a cluster that was read has none.
+/// [`Kind::Input`](crate::error::Kind::Input) for a value that does not fit in its place; a cluster that was read has none.
 pub fn plain(cluster: &Cluster, node: &Node) -> Result<Vec<Credential>, Failure> {
     let address = match &node.addressing {
         Addressing::Dhcp => identity::Address::Dhcp,

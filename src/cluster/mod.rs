@@ -11,6 +11,7 @@
 //! Secrets are asked for here and no earlier ([`secret::Keeper`]), and are kept out of whatever is printed ([`secret::Value`]).
 
 mod credentials;
+mod judge;
 pub mod scenario;
 pub mod seal;
 pub mod sealed;

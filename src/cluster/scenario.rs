@@ -14,8 +14,8 @@ use serde_json::json;
 use super::credentials::plain;
 use crate::error::{Failure, Kind};
 use crate::scenario::spec::Scenario;
-use crate::spec::Role;
-use crate::spec::cluster::{Cluster, Network};
+use crate::spec::cluster::{Addressing, Cluster, Network};
+use crate::spec::{Host, Role};
 
 /// What nodes join by in the scenario.
 const TOKEN: &str = "of-this-scenario-alone";
@@ -106,6 +106,46 @@ fn text(cluster: &Cluster) -> Result<String, Failure> {
     Ok(out)
 }
 
+/// What nodes are told of and no machine of the scenario stands for: hosts that are named, that have IPv6 addresses, or that are in no
+/// network of the nodes. Each is a sentence for whoever starts the scenario.
+///
+/// # Errors
+/// As [`scenario()`].
+pub fn left_out(cluster: &Cluster) -> Result<Vec<String>, Failure> {
+    let machines = beside(cluster)?;
+    let played: BTreeSet<Ipv4Addr> =
+        machines.values().flat_map(|machine| machine.nics.values().copied()).collect();
+    let absent = |host: &Host| host.v4().is_none_or(|address| !played.contains(&address));
+    let mut out = BTreeSet::new();
+    for node in cluster.nodes.values() {
+        let Addressing::Static { dns, ntp, .. } = &node.addressing else { continue };
+        let dns = dns.iter().map(|address| ("name server", Host::Address(*address)));
+        for (what, host) in
+            dns.chain(ntp.iter().map(|host| ("time server", host.clone()))).filter(|(_, h)| absent(h))
+        {
+            out.insert(format!("no machine stands for the {what} {host}: nodes do without it here"));
+        }
+    }
+    if let Some(nfs) = &cluster.nfs
+        && !machines.values().any(|machine| machine.serves.contains_key("nfs"))
+    {
+        let why = match &nfs.server {
+            Host::Name(_) => "machines here have addresses and no names that others could ask for".to_owned(),
+            host if host.is_v6() => "machines here have IPv4 addresses".to_owned(),
+            _ if !nfs.path.starts_with(EXPORTS) => format!("what is exported here is below {EXPORTS}"),
+            _ => "its address is in no network of the nodes".to_owned(),
+        };
+        out.insert(format!("no machine stands for the NFS server {}: {why}", nfs.server));
+    }
+    if let Some(bgp) = cluster.bgp.as_ref().filter(|bgp| !played.contains(&bgp.peer)) {
+        out.insert(format!(
+            "no machine stands for the router {}: its address is in no network of the nodes",
+            bgp.peer
+        ));
+    }
+    Ok(out.into_iter().collect())
+}
+
 fn used(cluster: &Cluster, network: &Network) -> bool {
     cluster.nodes.values().any(|node| node.network == network.name)
 }
@@ -114,7 +154,7 @@ fn used(cluster: &Cluster, network: &Network) -> bool {
 fn beside(cluster: &Cluster) -> Result<BTreeMap<String, Beside>, Failure> {
     let mut taken: BTreeSet<Ipv4Addr> = cluster.nodes.values().filter_map(|node| node.address()).collect();
     taken.extend(cluster.networks.values().filter_map(|network| network.gateway));
-    taken.extend(cluster.nfs.as_ref().map(|nfs| nfs.server));
+    taken.extend(cluster.nfs.as_ref().and_then(|nfs| nfs.server.v4()));
     taken.extend(cluster.bgp.as_ref().map(|bgp| bgp.peer));
     let mut machines: BTreeMap<String, Beside> = BTreeMap::new();
     let mut edge = Beside::default();
@@ -141,8 +181,10 @@ fn beside(cluster: &Cluster) -> Result<BTreeMap<String, Beside>, Failure> {
     }
     machines.insert(name(cluster, &machines, "edge"), edge);
     // An export that edge cannot have, or a server that is in no network of the nodes, is left out.
-    if let Some(nfs) = cluster.nfs.as_ref().filter(|nfs| nfs.path.starts_with(EXPORTS)) {
-        serve(cluster, &mut machines, nfs.server, "nfs", json!([nfs.path]).to_string());
+    if let Some(nfs) = cluster.nfs.as_ref().filter(|nfs| nfs.path.starts_with(EXPORTS))
+        && let Some(address) = nfs.server.v4()
+    {
+        serve(cluster, &mut machines, address, "nfs", json!([nfs.path]).to_string());
     }
     if let Some(bgp) = &cluster.bgp {
         let line = format!("{{ asn = {}, peer_asn = {} }}", bgp.peer_asn, bgp.asn);

@@ -10,7 +10,7 @@ use fs_err as fs;
 
 use crate::error::{Failure, Kind};
 use crate::exec::Tool;
-use crate::spec::cluster::{Cluster, Secret};
+use crate::spec::cluster::{Cluster, Found, Secret};
 
 /// How long a command may take: a person may have to touch a key or type a PIN.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -68,19 +68,28 @@ impl<'a> Keeper<'a> {
 }
 
 fn resolve(key: &str, secret: &Secret, folder: &Path) -> Result<Value, Failure> {
+    whole(key, secret, &fetch(key, secret, folder)?)
+}
+
+/// The bytes as they are where the secret is.
+fn fetch(key: &str, secret: &Secret, folder: &Path) -> Result<Vec<u8>, Failure> {
     let missing = |why: String| Failure::new(Kind::Input, format!("the secret `{key}` is not there: {why}"));
-    let bytes = match secret {
+    match secret {
         Secret::File(path) => fs::read(path).map_err(|error| {
             missing(error.to_string()).hint(format!("put it into {}, mode 0600", path.display()))
-        })?,
+        }),
         Secret::Env(name) => {
             std::env::var_os(name).map(std::os::unix::ffi::OsStringExt::into_vec).ok_or_else(|| {
                 missing(format!("the variable {name} is not set"))
                     .hint(format!("set {name}, such as by `read -rs {name}; export {name}`"))
-            })?
+            })
         }
-        Secret::Command(words) => run(key, words, folder)?,
-    };
+        Secret::Command(words) => run(key, words, folder),
+    }
+}
+
+/// The secret in these bytes, without the end of its line.
+fn whole(key: &str, secret: &Secret, bytes: &[u8]) -> Result<Value, Failure> {
     // Editors, echo and password managers end a line.
     let end = bytes.iter().rposition(|b| !b"\r\n".contains(b)).map_or(0, |last| last + 1);
     let bytes = &bytes[..end];
@@ -92,6 +101,18 @@ fn resolve(key: &str, secret: &Secret, folder: &Path) -> Result<Value, Failure> 
         return Err(refuse(&format!("has {} bytes, {LONGEST} is the most", bytes.len())));
     }
     Ok(Value::new(bytes))
+}
+
+/// Looks into a secret for `kiln cluster check`, which knows no node yet: commands run in `folder`, as they do for a node.
+pub fn look(key: &'static str, secret: &Secret, folder: &Path) -> Found {
+    let bytes = match fetch(key, secret, folder) {
+        Ok(bytes) => bytes,
+        Err(failure) => return Found::Missing(failure),
+    };
+    match whole(key, secret, &bytes).and_then(|value| super::judge::judge(key, secret, &value)) {
+        Ok(()) => Found::Good,
+        Err(failure) => Found::Wrong(failure),
+    }
 }
 
 fn run(key: &str, words: &[String], folder: &Path) -> Result<Vec<u8>, Failure> {

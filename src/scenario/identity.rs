@@ -7,11 +7,12 @@
 //! | `network.network.50-nicI` | systemd-network-generator, which writes /run/systemd/network | systemd-network-generator.service(8) |
 //! | `ssh.authorized_keys.root` | systemd-tmpfiles, provision.conf | systemd.system-credentials(7) |
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use uuid::Uuid;
 
 use crate::error::{Failure, Kind};
+use crate::spec::Host;
 
 /// Who a node is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,11 +50,11 @@ pub enum Address {
         /// The default route.
         gateway: Option<Ipv4Addr>,
         /// Name servers.
-        dns: Vec<Ipv4Addr>,
+        dns: Vec<IpAddr>,
         /// The domain in which short names are looked up.
         domain: Option<String>,
         /// Time servers, for systemd-timesyncd.
-        ntp: Vec<Ipv4Addr>,
+        ntp: Vec<Host>,
     },
     /// From a DHCP server, with route, name server, domain and time server.
     Dhcp,
@@ -112,7 +113,7 @@ pub fn credentials(identity: &Identity) -> Result<Vec<(String, Vec<u8>)>, Failur
 }
 
 /// The systemd.network(5) file of a card. `Type=ether` leaves out what is made on top of the card with its address, such as a VLAN.
-/// Nobody in a scenario advertises IPv6 routers, so nobody waits for one.
+/// Nobody in a scenario advertises IPv6 routers, so nobody waits for one; a name server or a time server at an IPv6 address is behind one.
 fn network(nic: &Nic) -> String {
     let mut text = match &nic.mac {
         Some(mac) => format!("[Match]\nType=ether\nMACAddress={mac}\n"),
@@ -122,16 +123,18 @@ fn network(nic: &Nic) -> String {
     if let Some(mtu) = nic.mtu {
         text.push_str(&format!("\n[Link]\nMTUBytes={mtu}\n"));
     }
-    text.push_str("\n[Network]\nIPv6AcceptRA=no\n");
+    let v6 = match &nic.address {
+        Address::Dhcp => false,
+        Address::Static { dns, ntp, .. } => dns.iter().any(IpAddr::is_ipv6) || ntp.iter().any(Host::is_v6),
+    };
+    text.push_str(&format!("\n[Network]\nIPv6AcceptRA={}\n", if v6 { "yes" } else { "no" }));
     match &nic.address {
         Address::Dhcp => text.push_str("DHCP=ipv4\n\n[DHCPv4]\nUseDomains=yes\n"),
         Address::Static { address, prefix, gateway, dns, domain, ntp } => {
             text.push_str(&format!("Address={address}/{prefix}\n"));
-            for (key, values) in [("Gateway", gateway.as_slice()), ("DNS", dns), ("NTP", ntp)] {
-                for value in values {
-                    text.push_str(&format!("{key}={value}\n"));
-                }
-            }
+            let lines = gateway.iter().map(|value| format!("Gateway={value}\n"));
+            let lines = lines.chain(dns.iter().map(|value| format!("DNS={value}\n")));
+            text.extend(lines.chain(ntp.iter().map(|value| format!("NTP={value}\n"))));
             if let Some(domain) = domain {
                 text.push_str(&format!("Domains={domain}\n"));
             }
@@ -175,9 +178,9 @@ mod tests {
                         address: Ipv4Addr::new(10, 77, 0, 12),
                         prefix: 24,
                         gateway: Some(Ipv4Addr::new(10, 77, 0, 1)),
-                        dns: vec![Ipv4Addr::new(10, 77, 0, 1)],
+                        dns: vec![Ipv4Addr::new(10, 77, 0, 1).into()],
                         domain: Some("cluster.test".to_owned()),
-                        ntp: vec![Ipv4Addr::new(10, 77, 0, 1)],
+                        ntp: vec![Ipv4Addr::new(10, 77, 0, 1).into()],
                     },
                     mtu: Some(9000),
                 },

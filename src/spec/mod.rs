@@ -22,16 +22,20 @@ mod cilium;
 pub mod cluster;
 mod container;
 mod diagnose;
+mod host;
 mod k3s;
 mod kernel;
 mod layer;
 mod project;
+pub mod registries;
+pub mod ssh;
 pub mod yaml;
 
 pub use cilium::{Cilium, CiliumBgp, Encryption};
 pub use container::ContainerSpec;
 pub use diagnose::parse;
 pub(crate) use diagnose::{check_schema, nearest, place};
+pub use host::Host;
 pub use k3s::{Cni, K3s, Release, ReleaseFile, WantedWay};
 pub use kernel::{Base, KernelSource};
 pub use layer::{

@@ -127,7 +127,7 @@ fn workstation() -> Made {
 fn contract(text: &str) -> DiskContract {
     // Written as people write it, by way of the reader of cluster.toml.
     let file = format!(
-        "schema = 1\nname = \"x\"\n[network.lan]\nsubnet = \"192.0.2.0/24\"\n[node.a]\nrole = \"server\"\naddress = \"192.0.2.9\"\ndisk = {text}\n"
+        "schema = 1\nname = \"x\"\n[network.lan]\nsubnet = \"192.0.2.0/24\"\ngateway = \"192.0.2.1\"\n[node.a]\nrole = \"server\"\naddress = \"192.0.2.9\"\ndisk = {text}\n"
     );
     let project = crate::spec::Project::load(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
     let cluster = crate::spec::cluster::Cluster::parse("c", &file, Path::new("/"), &project).unwrap();

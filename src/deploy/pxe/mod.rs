@@ -271,9 +271,11 @@ fn site(work: &Work<'_>, cluster: &Cluster, options: &Options, place: &Place) ->
     let mut reserved = vec![place.address, subnet.network(), subnet.broadcast()];
     reserved.extend(cluster.nodes.values().filter_map(|node| node.address()));
     for network in cluster.networks.values() {
-        reserved.extend(network.gateway.iter().chain(&network.dns).chain(&network.ntp));
+        reserved.extend(network.gateway);
+        reserved.extend(network.dns_v4());
+        reserved.extend(network.ntp_v4());
     }
-    reserved.extend(cluster.nfs.as_ref().map(|nfs| nfs.server));
+    reserved.extend(cluster.nfs.as_ref().and_then(|nfs| nfs.server.v4()));
     reserved.extend(cluster.bgp.as_ref().map(|bgp| bgp.peer));
     if let (Some((first, last)), Some(pool)) = (options.range, cluster.lb_pool)
         && first <= pool.broadcast()

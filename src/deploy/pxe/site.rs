@@ -382,7 +382,7 @@ pub(super) mod tests {
             name: "lan".parse().unwrap(),
             subnet: "192.168.50.0/24".parse().unwrap(),
             gateway: Some(Ipv4Addr::new(192, 168, 50, 1)),
-            dns: vec![Ipv4Addr::new(192, 168, 50, 1)],
+            dns: vec![Ipv4Addr::new(192, 168, 50, 1).into()],
             ntp: vec![],
             domain: Some("lab.example".to_owned()),
         };

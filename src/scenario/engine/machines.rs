@@ -140,9 +140,9 @@ fn identity(scenario: &Scenario, node: &spec::Node) -> Result<Vec<(String, Vec<u
                 address: v4(ip)?,
                 prefix,
                 gateway: served(|serves| serves.router),
-                dns: served(|serves| serves.dns).into_iter().collect(),
+                dns: served(|serves| serves.dns).map(IpAddr::V4).into_iter().collect(),
                 domain: served(|serves| serves.dns).map(|_| DOMAIN.to_owned()),
-                ntp: served(|serves| serves.ntp).into_iter().collect(),
+                ntp: served(|serves| serves.ntp).map(Into::into).into_iter().collect(),
             },
         };
         let mtu = scenario.networks.get(&nic.network).map(|network| network.mtu).filter(|mtu| *mtu != 1500);

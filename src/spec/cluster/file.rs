@@ -20,7 +20,8 @@ pub struct File {
     pub name: String,
     /// Where nodes find K3s: `https://` and the address of a server. Default: the first server's address and port 6443.
     pub endpoint: Option<String>,
-    /// Who may log in as root by ssh: lines of authorized_keys, or `@` and the path of a file that has some.
+    /// Who may log in as root by ssh: lines of authorized_keys, or `@` and the path of a file that has some (`~/` is the home of
+    /// whoever runs kiln).
     #[serde(default)]
     pub ssh_keys: Vec<String>,
     /// Ethernet segments by name.
@@ -50,12 +51,12 @@ pub struct File {
 pub struct NetworkFile {
     /// Its addresses, such as `192.168.50.0/24`.
     pub subnet: String,
-    /// The default route.
+    /// The default route. K3s does not start on a node that has none.
     pub gateway: Option<String>,
-    /// Name servers.
+    /// Name servers: IPv4 or IPv6 addresses.
     #[serde(default)]
     pub dns: Vec<String>,
-    /// Time servers. Without one, nodes ask those of Debian.
+    /// Time servers: addresses or host names. Without one, nodes ask those of Debian.
     #[serde(default)]
     pub ntp: Vec<String>,
     /// The domain in which short names are looked up.
@@ -120,7 +121,7 @@ pub struct DiskFile {
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NfsFile {
-    /// Its address.
+    /// Its address or host name.
     pub server: String,
     /// The folder that it exports.
     pub path: String,

@@ -40,7 +40,7 @@ mod secret;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -50,8 +50,8 @@ use serde::Serialize;
 
 pub use self::disk::{DiskBus, DiskContract, DiskSize, DisklessState, ModelGlob};
 pub use self::seal::Seal;
-pub use self::secret::Secret;
-use super::{Project, Role};
+pub use self::secret::{Found, Look, Secret};
+use super::{Host, Project, Role};
 use crate::error::{Failure, Kind};
 use crate::scenario::spec::{Mac, Name};
 
@@ -121,9 +121,9 @@ pub struct Network {
     /// The default route of its nodes.
     pub gateway: Option<Ipv4Addr>,
     /// Their name servers.
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
     /// Their time servers.
-    pub ntp: Vec<Ipv4Addr>,
+    pub ntp: Vec<Host>,
     /// The domain in which they look up short names.
     pub domain: Option<String>,
 }
@@ -171,9 +171,9 @@ pub enum Addressing {
         /// The default route.
         gateway: Option<Ipv4Addr>,
         /// Name servers.
-        dns: Vec<Ipv4Addr>,
+        dns: Vec<IpAddr>,
         /// Time servers.
-        ntp: Vec<Ipv4Addr>,
+        ntp: Vec<Host>,
         /// The domain in which short names are looked up.
         domain: Option<String>,
     },
@@ -182,8 +182,8 @@ pub enum Addressing {
 /// An NFS server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Nfs {
-    /// Its address.
-    pub server: Ipv4Addr,
+    /// Its address or name.
+    pub server: Host,
     /// The folder that it exports, absolute.
     pub path: String,
 }
@@ -215,6 +215,18 @@ pub struct Secrets {
     pub registries: Option<Secret>,
 }
 
+impl Network {
+    /// Name servers that DHCP can name, which has no other addresses than those of IPv4.
+    pub fn dns_v4(&self) -> Vec<Ipv4Addr> {
+        self.dns.iter().filter_map(|address| Host::Address(*address).v4()).collect()
+    }
+
+    /// Time servers that DHCP can name, likewise.
+    pub fn ntp_v4(&self) -> Vec<Ipv4Addr> {
+        self.ntp.iter().filter_map(Host::v4).collect()
+    }
+}
+
 impl Node {
     /// Its address, if it is known beforehand.
     pub fn address(&self) -> Option<Ipv4Addr> {
@@ -231,6 +243,18 @@ impl Cluster {
     /// # Errors
     /// [`Kind::Input`]: the file cannot be read, or everything that is wrong with it, each thing with its line.
     pub fn read(path: &Path, project: &Project) -> Result<Self> {
+        Self::read_with(path, project, None)
+    }
+
+    /// As [`Cluster::read`], and looks into each secret: what is wrong with one is told beside all else, what cannot be read is warned about.
+    ///
+    /// # Errors
+    /// As [`Cluster::read`].
+    pub fn read_and_look(path: &Path, project: &Project, look: &Look<'_>) -> Result<Self> {
+        Self::read_with(path, project, Some(look))
+    }
+
+    fn read_with(path: &Path, project: &Project, look: Option<&Look<'_>>) -> Result<Self> {
         let file = path.display().to_string();
         let text = fs::read_to_string(path).map_err(|error| {
             let failure = Failure::new(Kind::Input, format!("{file} cannot be read")).because(error);
@@ -238,7 +262,7 @@ impl Cluster {
         })?;
         let path = std::path::absolute(path)?;
         let folder = path.parent().unwrap_or(Path::new("/"));
-        Self::parse(&file, &text, folder, project)
+        check::read(&file, &secret::mask(&text), folder, project, look)
     }
 
     /// Reads `text`, which people know as `file` and which lies in `folder` (absolute).
@@ -246,7 +270,7 @@ impl Cluster {
     /// # Errors
     /// As [`Cluster::read`].
     pub fn parse(file: &str, text: &str, folder: &Path, project: &Project) -> Result<Self> {
-        check::read(file, &secret::mask(text), folder, project)
+        check::read(file, &secret::mask(text), folder, project, None)
     }
 
     /// The node `name`.

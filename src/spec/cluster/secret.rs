@@ -1,11 +1,13 @@
 //! Secrets of a cluster: only where each is, never what it is.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+use crate::error::Failure;
 
 /// Where a secret is. What it is, is asked for only when a node is given it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -29,6 +31,20 @@ impl std::fmt::Display for Secret {
         }
     }
 }
+
+/// What a look into a secret found.
+#[derive(Debug)]
+pub enum Found {
+    /// It is there, and what it should be.
+    Good,
+    /// It cannot be read here; on the machine that gives it to nodes it may.
+    Missing(Failure),
+    /// No node could use it.
+    Wrong(Failure),
+}
+
+/// Looks into the secret of a key; commands run in the folder.
+pub type Look<'a> = dyn Fn(&'static str, &Secret, &Path) -> Found + 'a;
 
 /// The table of secrets, in which every text that is no reference is one.
 pub(super) const TABLE: &str = "secret";
@@ -84,7 +100,7 @@ fn private_keys(value: &Spanned<DeValue<'_>>, spans: &mut Vec<Range<usize>>) {
     match value.get_ref() {
         DeValue::Table(table) => table.iter().for_each(|(_, value)| private_keys(value, spans)),
         DeValue::Array(items) => items.iter().for_each(|item| private_keys(item, spans)),
-        DeValue::String(text) if text.contains("PRIVATE KEY") => spans.push(value.span()),
+        DeValue::String(text) if crate::spec::ssh::is_private(text) => spans.push(value.span()),
         _ => {}
     }
 }

@@ -114,8 +114,8 @@ fn grant(site: &Site, node: &Node, message: Message, address: Ipv4Addr) -> Reply
     let Some(network) = network else { return reply };
     reply
         .addresses(option::ROUTER, network.gateway.as_slice())
-        .addresses(option::DNS, &network.dns)
-        .addresses(option::NTP, &network.ntp)
+        .addresses(option::DNS, &network.dns_v4())
+        .addresses(option::NTP, &network.ntp_v4())
         .option(option::DOMAIN, network.domain.as_deref().unwrap_or_default())
 }
 

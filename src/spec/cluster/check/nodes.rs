@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::{address, addresses, misplaced, of_role, value};
-use crate::scenario::identity::is_domain;
+use super::labels::{labels, taints};
+use super::{address, misplaced, name_servers, of_role, value};
 use crate::scenario::problems::{Part, Problems, spot};
 use crate::scenario::spec::{Mac, Name};
 use crate::spec::cluster::file::{DiskFile, File, NodeFile};
 use crate::spec::cluster::{Addressing, DiskContract, DisklessState, Endpoint, Network, Node, Seal};
-use crate::spec::{Profile, Project, Role};
+use crate::spec::{Host, Profile, Project, Role};
 
 /// Words that stand for several nodes where kiln takes names of nodes, and what every machine calls itself.
 const RESERVED: [&str; 3] = ["all", "every", "localhost"];
@@ -104,7 +104,7 @@ fn node(
     labels(name, file, problems);
     taints(name, file, problems);
     let gateway = file.gateway.as_ref().and_then(|text| address(text, at("gateway"), problems));
-    let dns = file.dns.as_ref().map(|texts| addresses(texts, &at("dns"), problems));
+    let dns = file.dns.as_ref().map(|texts| name_servers(texts, &at("dns"), problems));
     let wanted = match file.address.as_str() {
         "dhcp" => None,
         text => Some(fixed(text, at("address"), problems)?),
@@ -131,11 +131,21 @@ fn node(
             if let Some(why) = misplaced(address, network.subnet, &network.name) {
                 problems.add(at("address"), format!("`{name}` cannot have this address: {why}"));
             }
+            let dns = dns.unwrap_or_else(|| network.dns.clone());
+            if let Some(server) = network.ntp.iter().find(|server| matches!(server, Host::Name(_)))
+                && dns.is_empty()
+            {
+                let text =
+                    format!("`{name}` has no name server by which it could find the time server `{server}`");
+                problems
+                    .add(at("address"), text)
+                    .hint(format!("write `dns` in [network.{}], or the address in `ntp`", network.name));
+            }
             Addressing::Static {
                 address,
                 prefix: network.subnet.prefix_len(),
                 gateway: gateway.or(network.gateway),
-                dns: dns.unwrap_or_else(|| network.dns.clone()),
+                dns,
                 ntp: network.ntp.clone(),
                 domain: network.domain.clone(),
             }
@@ -178,8 +188,13 @@ fn fixed(text: &str, spot: Vec<Part>, problems: &mut Problems<'_>) -> Option<Ipv
 }
 
 fn mac(text: &str, spot: Vec<Part>, problems: &mut Problems<'_>) -> Option<Mac> {
-    // As Windows and switches write it.
-    let plain = text.replace('-', ":").to_lowercase();
+    let plain = colons(text);
+    if plain == "00:00:00:00:00:00" {
+        problems
+            .add(spot, "no card has the hardware address 00:00:00:00:00:00")
+            .hint("write it as `ip link` shows it, or leave it out");
+        return None;
+    }
     match plain.parse() {
         Ok(mac) => Some(mac),
         Err(_) => {
@@ -194,6 +209,19 @@ fn mac(text: &str, spot: Vec<Part>, problems: &mut Problems<'_>) -> Option<Mac> 
             None
         }
     }
+}
+
+/// A hardware address with colons and small letters. Windows writes it with `-`, Cisco's switches as `bc24.1100.0010`, stickers without anything.
+fn colons(text: &str) -> String {
+    let small = text.to_lowercase();
+    let digits: String = small.chars().filter(|c| !".-:".contains(*c)).collect();
+    let groups = |separator: char, length: usize| small.split(separator).all(|group| group.len() == length);
+    let whole = digits.len() == 12 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    if whole && (groups('-', 2) || groups('.', 4) || groups(' ', 12)) {
+        let pairs: Vec<&str> = (0..6).filter_map(|at| digits.get(at * 2..at * 2 + 2)).collect();
+        return pairs.join(":");
+    }
+    small
 }
 
 /// Whose image a node gets.
@@ -317,85 +345,6 @@ fn disk(name: &str, file: &DiskFile, problems: &mut Problems<'_>) -> DiskContrac
     contract
 }
 
-/// Labels as Kubernetes has them (kubernetes.io/docs/concepts/overview/working-with-objects/labels), and as a kubelet may give them to
-/// itself (NodeRestriction: kubernetes.io/docs/reference/access-authn-authz/admission-controllers/#noderestriction).
-fn labels(name: &str, file: &NodeFile, problems: &mut Problems<'_>) {
-    for (key, text) in &file.labels {
-        let here = || spot!["node", name, "labels", Part::Name(key.clone())];
-        if let Err(why) = label_key(key) {
-            problems.add(here(), format!("`{}` is no key of a label: {why}", key.escape_debug()));
-        } else if !own_label(key) {
-            problems
-                .add(here(), format!("a node may not give itself the label `{key}`: the API server refuses it"))
-                .hint("use a prefix of your own, such as example.org/, or `kubectl label node` once it has joined");
-        }
-        if !text.is_empty() && !label_word(text) {
-            problems.add(
-                spot!["node", name, "labels", key.as_str()],
-                format!(
-                    "`{}` is no value of a label: at most 63 letters, digits, `-`, `_` and `.`, a letter or digit at both ends",
-                    text.escape_debug()
-                ),
-            );
-        }
-    }
-}
-
-fn label_key(key: &str) -> Result<(), &'static str> {
-    let (prefix, word) = key.rsplit_once('/').map_or((None, key), |(prefix, word)| (Some(prefix), word));
-    if prefix.is_some_and(|prefix| !is_domain(prefix) || prefix != prefix.to_lowercase()) {
-        return Err("what stands before the / must be a domain in small letters");
-    }
-    if !label_word(word) {
-        return Err("at most 63 letters, digits, `-`, `_` and `.`, a letter or digit at both ends");
-    }
-    Ok(())
-}
-
-fn label_word(word: &str) -> bool {
-    let ends = |c: Option<u8>| c.is_some_and(|b| b.is_ascii_alphanumeric());
-    word.len() <= 63
-        && ends(word.bytes().next())
-        && ends(word.bytes().last())
-        && word.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-}
-
-/// Whether the API server lets a kubelet set this label on itself.
-fn own_label(key: &str) -> bool {
-    let Some((prefix, _)) = key.split_once('/') else { return true };
-    let of = |domain: &str| prefix == domain || prefix.ends_with(&format!(".{domain}"));
-    if of("kubelet.kubernetes.io") || of("node.kubernetes.io") {
-        return true;
-    }
-    let known = [
-        "kubernetes.io/arch",
-        "kubernetes.io/hostname",
-        "kubernetes.io/os",
-        "topology.kubernetes.io/region",
-        "topology.kubernetes.io/zone",
-    ];
-    !(of("kubernetes.io") || of("k8s.io")) || known.contains(&key)
-}
-
-/// Taints, as `kubelet --register-with-taints` has them.
-fn taints(name: &str, file: &NodeFile, problems: &mut Problems<'_>) {
-    for (index, text) in file.taints.iter().enumerate() {
-        let good = || {
-            let (rest, effect) = text.rsplit_once(':')?;
-            let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
-            let fits = ["NoSchedule", "PreferNoSchedule", "NoExecute"].contains(&effect)
-                && label_key(key).is_ok()
-                && (value.is_empty() || label_word(value));
-            fits.then_some(())
-        };
-        if good().is_none() {
-            problems
-                .add(spot!["node", name, "taints", index], format!("`{}` is no taint", text.escape_debug()))
-                .hint("write KEY=VALUE:EFFECT or KEY:EFFECT; effects are NoSchedule, PreferNoSchedule and NoExecute");
-        }
-    }
-}
-
 /// The servers, the one of the least name first; and whether there are as many as the datastore allows.
 pub(super) fn servers<'a>(
     shape: &File,
@@ -453,36 +402,39 @@ fn on_sqlite(profile: &Profile) -> bool {
     !etcd && !says("datastore-endpoint")
 }
 
-/// Whether nodes reach the server: from another network, they need a gateway, and so does the server to answer.
+/// Whether each node has a default route: K3s does not start without one (docs.k3s.io/installation/airgap, Default Network Route), and from
+/// another network the server is not reached without it, nor can the server answer.
 pub(super) fn routes(
     nodes: &BTreeMap<Name, Node>,
     networks: &BTreeMap<Name, Network>,
     endpoint: Option<Endpoint>,
+    project: &Project,
     problems: &mut Problems<'_>,
 ) {
-    let Some(endpoint) = endpoint else { return };
-    let gateway = |node: &Node| matches!(&node.addressing, Addressing::Static { gateway: None, .. });
-    let home = networks.values().find(|network| network.subnet.contains(&endpoint.address));
-    let Some(home) = home else { return };
-    let far: Vec<&Node> = nodes.values().filter(|node| node.network != home.name).collect();
-    for node in far.iter().filter(|node| gateway(node)) {
-        problems
-            .add(
-                spot!["node", node.name.as_str(), "address"],
-                format!("`{}` has no gateway, and {endpoint} is in another network", node.name),
-            )
-            .hint(format!("write `gateway` in [network.{}]", node.network));
-    }
-    let server = nodes.values().find(|node| node.address() == Some(endpoint.address));
-    if let (Some(server), Some(node)) = (server.filter(|server| gateway(server)), far.first()) {
-        problems
-            .add(
-                spot!["node", server.name.as_str(), "address"],
-                format!(
-                    "`{}` has no gateway, and cannot answer `{}`, which is in another network",
-                    server.name, node.name
-                ),
-            )
-            .hint(format!("write `gateway` in [network.{}]", server.network));
+    let of_k3s =
+        |node: &&Node| project.profiles.get(&node.profile).is_none_or(|profile| profile.layer.k3s.is_some());
+    let home = endpoint.and_then(|at| networks.values().find(|network| network.subnet.contains(&at.address)));
+    let far = |node: &Node| home.is_some_and(|home| node.network != home.name);
+    let first_far = nodes.values().find(|node| far(node));
+    for node in nodes.values().filter(of_k3s) {
+        let Addressing::Static { gateway: None, address, .. } = &node.addressing else { continue };
+        let why = match (endpoint, first_far) {
+            (Some(endpoint), _) if far(node) => {
+                format!("`{}` has no gateway, and {endpoint} is in another network", node.name)
+            }
+            (Some(endpoint), Some(other)) if endpoint.address == *address => format!(
+                "`{}` has no gateway, and cannot answer `{}`, which is in another network",
+                node.name, other.name
+            ),
+            _ => format!(
+                "`{}` has no gateway, and K3s does not start on a node without a default route",
+                node.name
+            ),
+        };
+        let problem = problems.add(spot!["node", node.name.as_str(), "address"], why);
+        problem.hint(format!("write `gateway` in [network.{}]", node.network));
+        if !far(node) && first_far.is_none() {
+            problem.hint("where there is no router, any free address of the network will do: K3s looks for the route and its card, and sends nothing there");
+        }
     }
 }

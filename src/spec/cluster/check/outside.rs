@@ -1,16 +1,16 @@
 //! What is beside the nodes: addresses of services, the NFS server, the router.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{address, overlap};
+use super::{address, host, overlap};
 use crate::scenario::problems::{Problems, spot};
 use crate::scenario::spec::Name;
 use crate::spec::cluster::file::File;
 use crate::spec::cluster::{Bgp, Network, Nfs, Node};
-use crate::spec::{K3s, Project, Role};
+use crate::spec::{Host, K3s, Project, Role};
 
 /// What K3s is told on a server; without one that is known, its defaults.
 fn k3s<'a>(nodes: &BTreeMap<Name, Node>, project: &'a Project) -> Option<(&'a str, &'a K3s)> {
@@ -82,7 +82,12 @@ pub(super) fn lb_pool(
     let mut others: Vec<(String, Ipv4Addr)> = Vec::new();
     for network in networks.values() {
         others.extend(network.gateway.map(|a| (format!("the gateway of `{}`", network.name), a)));
-        others.extend(network.dns.iter().map(|a| (format!("a name server of `{}`", network.name), *a)));
+        others.extend(
+            network.dns_v4().into_iter().map(|a| (format!("a name server of `{}`", network.name), a)),
+        );
+        others.extend(
+            network.ntp_v4().into_iter().map(|a| (format!("a time server of `{}`", network.name), a)),
+        );
     }
     let nfs = shape.nfs.as_ref().and_then(|nfs| nfs.server.parse().ok());
     others.extend(nfs.map(|a| ("the NFS server".to_owned(), a)));
@@ -114,11 +119,15 @@ pub(super) fn nfs(shape: &File, nodes: &BTreeMap<Name, Node>, problems: &mut Pro
             .add(spot!["nfs", "path"], format!("`{}` is no exported folder", file.path.escape_debug()))
             .hint("write its path on the server, such as \"/srv/nfs/k8s\"");
     }
-    let server = address(&file.server, spot!["nfs", "server"], problems)?;
-    if let Some(node) = nodes.values().find(|node| node.address() == Some(server)) {
+    let server = host(&file.server, spot!["nfs", "server"], problems)?;
+    let is = |node: &Node| match &server {
+        Host::Address(address) => node.address().map(IpAddr::V4) == Some(*address),
+        Host::Name(name) => name == node.name.as_str(),
+    };
+    if let Some(node) = nodes.values().find(|node| is(node)) {
         problems.add(
             spot!["nfs", "server"],
-            format!("{server} is the address of `{}`, which exports nothing", node.name),
+            format!("{server} is `{}`, a node of the cluster, which exports nothing", node.name),
         );
     }
     Some(Nfs { server, path: file.path.clone() })
@@ -140,6 +149,9 @@ pub(super) fn bgp(
         }
     }
     let peer = address(&file.peer, spot!["bgp", "peer"], problems)?;
+    if peer.is_unspecified() || peer.is_multicast() || peer.is_loopback() || peer.is_broadcast() {
+        problems.add(spot!["bgp", "peer"], format!("{peer} is not the address of a router"));
+    }
     if let Some(node) = nodes.values().find(|node| node.address() == Some(peer)) {
         problems.add(
             spot!["bgp", "peer"],

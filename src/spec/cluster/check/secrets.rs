@@ -6,93 +6,97 @@ use std::path::Path;
 
 use fs_err as fs;
 
-use crate::scenario::problems::{Part, Problems, spot};
+use crate::error::Failure;
+use crate::scenario::problems::{Part, Problem, Problems, spot};
 use crate::scenario::spec::Name;
-use crate::spec::Role;
 use crate::spec::cluster::file::{File, SecretFile};
 use crate::spec::cluster::secret::{TABLE, WAYS};
-use crate::spec::cluster::{Node, Seal, Secret, Secrets};
-
-/// Types of public keys that sshd of Debian 13 takes (sshd_config(5), PubkeyAcceptedAlgorithms).
-const KEY_TYPES: [&str; 6] = [
-    "ssh-ed25519",
-    "ecdsa-sha2-nistp256",
-    "ecdsa-sha2-nistp384",
-    "ecdsa-sha2-nistp521",
-    "sk-ssh-ed25519@openssh.com",
-    "sk-ecdsa-sha2-nistp256@openssh.com",
-];
-/// Its keys are as long as their owner chose, so it is no word of the list above.
-const RSA: &str = "ssh-rsa";
+use crate::spec::cluster::{Found, Look, Node, Seal, Secret, Secrets};
+use crate::spec::{Role, ssh};
 
 /// Lines of authorized_keys, those of files included.
 pub(super) fn ssh_keys(shape: &File, folder: &Path, problems: &mut Problems<'_>) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
     for (index, entry) in shape.ssh_keys.iter().enumerate() {
         let spot = || spot!["ssh-keys", index];
-        let text = match entry.strip_prefix('@') {
-            None => entry.clone(),
-            Some(path) => match fs::read_to_string(folder.join(path)) {
-                Ok(text) => text,
-                Err(error) => {
-                    problems
-                        .add(spot(), format!("the key cannot be read: {error}"))
-                        .hint("the path is relative to the folder of this file");
+        let file = entry.trim_start_matches('\u{feff}').strip_prefix('@');
+        let bytes = match file {
+            None => entry.as_bytes().to_vec(),
+            Some(path) => match key_file(path, folder) {
+                Ok(bytes) => bytes,
+                Err((why, hint)) => {
+                    problems.add(spot(), why).hint(hint);
                     continue;
                 }
             },
         };
-        let lines: Vec<&str> =
-            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
-        if lines.is_empty() {
-            problems.add(spot(), "there is no key");
-        }
-        for line in lines {
-            match public_key(line) {
-                Ok(()) if keys.iter().any(|key| key == line) => {}
-                Ok(()) => keys.push(line.to_owned()),
-                Err(why) => {
-                    problems
-                        .add(spot(), why)
-                        .hint("give the public half, one line such as \"ssh-ed25519 AAAA… me@home\"; `ssh-keygen -t ed25519` makes a pair");
-                    break;
+        // What `mask` took for a private key.
+        let masked = !entry.trim().is_empty() && entry.bytes().all(|b| b == b'*' || b.is_ascii_whitespace());
+        let read = if masked { Err(ssh::private()) } else { ssh::keys(&bytes) };
+        match read {
+            Ok(read) if read.is_empty() => {
+                problems.add(spot(), "there is no key").hint("leave it out, or give the line of a .pub file");
+            }
+            Ok(read) => read.into_iter().for_each(|key| {
+                if !keys.contains(&key) {
+                    keys.push(key);
                 }
+            }),
+            Err(refusal) => {
+                let line = file.map(|_| format!("line {} of the file: ", refusal.line)).unwrap_or_default();
+                problems.add(spot(), format!("{line}{}", refusal.why)).hint(refusal.hint);
             }
         }
     }
     keys
 }
 
-/// Whether `line` is a key of authorized_keys(5). Options before the key are let be.
-fn public_key(line: &str) -> Result<(), String> {
-    if line.contains("PRIVATE KEY") {
-        return Err("this is the private half of a key, which belongs to nobody else".to_owned());
-    }
-    if line.contains(char::is_control) {
-        return Err("a key has no control characters".to_owned());
-    }
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    let place = words.iter().position(|word| KEY_TYPES.contains(word) || *word == RSA);
-    let blob = place.and_then(|place| words.get(place + 1));
-    // RFC 4253, 6.6: the blob begins with the length of the type, which is less than 2^24, so with three bytes of zero or nearly so.
-    match blob {
-        Some(blob) if blob.starts_with("AAAA") && blob.len() >= 40 => Ok(()),
-        Some(_) => Err("the key is cut off or changed".to_owned()),
-        None => Err("this is no public key of ssh".to_owned()),
-    }
+/// The bytes of a file of keys; else why not, and what to do.
+fn key_file(path: &str, folder: &Path) -> Result<Vec<u8>, (String, String)> {
+    let below = "a path is relative to the folder of this file; `~/` is your home folder".to_owned();
+    let whole = match path.strip_prefix('~') {
+        None if path.starts_with('$') => {
+            return Err(("variables are not read in the path of a key".to_owned(), below));
+        }
+        None => folder.join(path),
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+            let home = std::env::var_os("HOME").filter(|home| !home.is_empty()).ok_or_else(|| {
+                let why = "the key cannot be read: `~` is the folder in HOME, and that variable is not set";
+                (why.to_owned(), "write the whole path".to_owned())
+            })?;
+            Path::new(&home).join(rest.trim_start_matches('/'))
+        }
+        Some(_) => {
+            let why = "the home folders of other people are not known here: only `~/` is";
+            return Err((why.to_owned(), "write the whole path".to_owned()));
+        }
+    };
+    fs::read(whole).map_err(|error| (format!("the key cannot be read: {error}"), below))
 }
 
 pub(super) fn secrets(
     shape: &File,
     folder: &Path,
     nodes: &BTreeMap<Name, Node>,
+    look: Option<&Look<'_>>,
     problems: &mut Problems<'_>,
     warnings: &mut Problems<'_>,
 ) -> Secrets {
     let file = &shape.secret;
     let mut read = |key: &'static str, secret: &Option<SecretFile>| {
         let secret = reference(key, secret.as_ref()?, folder, problems)?;
-        look(key, &secret, warnings);
+        readable(key, &secret, warnings);
+        match look.map(|look| look(key, &secret, folder)) {
+            None | Some(Found::Good) => {}
+            // `readable` has said so of a file.
+            Some(Found::Missing(_)) if matches!(secret, Secret::File(_)) => {}
+            Some(Found::Missing(failure)) => {
+                tell(warnings.add(spot![TABLE, key], failure.to_string()), &failure)
+            }
+            Some(Found::Wrong(failure)) => {
+                tell(problems.add(spot![TABLE, key], failure.to_string()), &failure)
+            }
+        }
         Some(secret)
     };
     let secrets = Secrets {
@@ -111,6 +115,12 @@ pub(super) fn secrets(
     }
     sealed(shape, nodes, warnings);
     secrets
+}
+
+fn tell(problem: &mut Problem, failure: &Failure) {
+    for hint in failure.hints() {
+        problem.hint(hint);
+    }
 }
 
 /// A key for secrets where there are none was meant for something else.
@@ -180,7 +190,7 @@ fn reference(key: &str, file: &SecretFile, folder: &Path, problems: &mut Problem
 }
 
 /// Whether others may read a file of a secret, or nobody.
-fn look(key: &str, secret: &Secret, warnings: &mut Problems<'_>) {
+fn readable(key: &str, secret: &Secret, warnings: &mut Problems<'_>) {
     let Secret::File(path) = secret else { return };
     let spot = spot![TABLE, key, "file"];
     let shown = path.display();
