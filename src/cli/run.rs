@@ -16,6 +16,7 @@ use crate::qemu::accel::Accel;
 use crate::qemu::config::Format;
 use crate::qemu::ready::Ready;
 use crate::qemu::run::{Options, Until, boot};
+use crate::spec::ssh;
 use crate::tools;
 
 /// Arguments of `kiln run`.
@@ -111,6 +112,8 @@ struct Report<'a> {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
+    // Before the image is looked for: a mistake in a word is told first.
+    let credentials = args.credentials.iter().map(|c| credential(c)).collect::<Result<Vec<_>>>()?;
     let (project, locked) = context.locked()?;
     let store = context.store()?;
     let work = context.work(&project, &locked, &store);
@@ -145,7 +148,7 @@ pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
     options.disk = args.disk << 30;
     options.accel = args.accel.map(Into::into);
     options.forward = args.ssh.map(|port| (port, 22)).into_iter().chain(args.forward.clone()).collect();
-    options.credentials = args.credentials.iter().map(|c| credential(c)).collect::<Result<_>>()?;
+    options.credentials = credentials;
     options.until = if args.until.is_some() { Until::Ready } else { Until::Ended };
     options.limit = Duration::from_secs(args.limit);
     options.keep = args.keep;
@@ -180,11 +183,25 @@ fn ports(text: &str) -> Result<(u16, u16), String> {
 /// `NAME=VALUE` or `NAME=@FILE`.
 fn credential(text: &str) -> Result<(String, Vec<u8>)> {
     let (name, value) = text.split_once('=').ok_or_else(|| {
-        Failure::new(Kind::Input, format!("`{text}` is no credential")).hint("write NAME=VALUE or NAME=@FILE")
+        // It may be the value of a secret, without its name.
+        Failure::new(Kind::Input, "a credential has no `=`").hint("write NAME=VALUE or NAME=@FILE")
     })?;
     let bytes = match value.strip_prefix('@') {
         Some(file) => fs::read(file).with_context(|| format!("reading the credential {name}"))?,
         None => value.as_bytes().to_vec(),
     };
+    let bytes = if name == "ssh.authorized_keys.root" { authorized_keys(&bytes)? } else { bytes };
     Ok((name.to_owned(), bytes))
+}
+
+/// Lines that sshd takes; one that it would pass over is refused: it may be the only way into the node.
+fn authorized_keys(bytes: &[u8]) -> Result<Vec<u8>, Failure> {
+    let refuse = |why: String| {
+        Failure::new(Kind::Input, format!("the credential ssh.authorized_keys.root cannot be used: {why}"))
+    };
+    let keys = ssh::keys(bytes).map_err(|refusal| refuse(refusal.to_string()).hint(refusal.hint))?;
+    if keys.is_empty() {
+        return Err(refuse("there is no key in it".to_owned()).hint("give the content of a .pub file"));
+    }
+    Ok((keys.join("\n") + "\n").into_bytes())
 }

@@ -73,6 +73,16 @@ pub fn is_private(text: &str) -> bool {
     PRIVATE.iter().any(|mark| text.contains(mark))
 }
 
+/// Why a private key is refused.
+pub fn private() -> Refusal {
+    Refusal {
+        line: 1,
+        why: "this is the private half of a key, which belongs to nobody else".to_owned(),
+        hint: "give the public half: the file beside it that ends in .pub, or what `ssh-keygen -y -f FILE` prints"
+            .to_owned(),
+    }
+}
+
 /// The keys of a text in the form of authorized_keys: each as one line, without what editors add (a byte order mark, CR, tabs, comments in
 /// Latin-1). Empty lines and those that begin with `#` are passed over; a text without any key has none.
 ///
@@ -92,11 +102,7 @@ pub fn keys(bytes: &[u8]) -> Result<Vec<String>, Refusal> {
         Err(_) => bytes.iter().map(|byte| char::from(*byte)).collect(),
     };
     if is_private(&text) {
-        return refuse(
-            1,
-            "this is the private half of a key, which belongs to nobody else",
-            "give the public half: the file beside it that ends in .pub, or what `ssh-keygen -y -f FILE` prints",
-        );
+        return Err(private());
     }
     if text.contains("BEGIN SSH2 PUBLIC KEY") {
         return refuse(
@@ -399,7 +405,7 @@ pub(crate) mod tests {
             (format!("ssh-ed25519 {}", &ED25519[..60]), "cut off"),
             (format!("ssh-ed25519 {}", &ED25519[..61]), "cut off"),
             (format!("ssh-ed25519 {ED25519}AAAA"), "cut off or changed"),
-            (format!("ssh-ed25519 {}", ED25519.replacen("Bad9", "Ba_9", 1)), "the 36th of it"),
+            (format!("ssh-ed25519 {}", ED25519.replacen("Bad9", "Ba_9", 1)), "the 37th of it"),
             (format!("ssh-ed25519 {}", ED25519.replace("AAAAI", "AAAA…")), "base64 does not have"),
             (format!("ssh-rsa {ED25519}"), "says `ssh-rsa`, and the key itself is `ssh-ed25519`"),
             (format!("ecdsa-sha2-nistp384 {P256}"), "the key itself is `ecdsa-sha2-nistp256`"),

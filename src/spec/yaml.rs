@@ -108,6 +108,12 @@ pub fn read(bytes: &[u8]) -> Result<Node, Problem> {
                 info if info.starts_with("unexpected character") => {
                     "a value cannot begin with this character"
                 }
+                "simple key expect ':'" | "simple key expected" => {
+                    "a key has no `:` behind it, here or in the line before"
+                }
+                "mapping values are not allowed in this context" => {
+                    "`: ` cannot stand here: put the value into quotes, or look at how far the line is indented"
+                }
                 info => info,
             };
             at(*error.marker(), why)

@@ -4,10 +4,11 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use crate::common::run::Env;
 
-const PUBLIC: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAMPLEEXAM me@home";
+const PUBLIC: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILe1Wpjme+Bad9jFbOt/iAvwYmbBinj+ARsSGtOMdGwQ me@home";
 
 /// A project as `kiln init` writes it, with the cluster of the README.
-pub(super) fn homelab() -> Env {
+pub(crate) fn homelab() -> Env {
     let env = Env::new();
     env.kiln(&["init", env.project().to_str().unwrap()]).ok();
     let readme = fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
@@ -21,7 +22,7 @@ pub(super) fn homelab() -> Env {
 }
 
 /// The line of cluster.toml that begins with `text`.
-fn line(env: &Env, text: &str) -> String {
+pub(crate) fn line(env: &Env, text: &str) -> String {
     let file = env.read("project/cluster.toml");
     let line = file.lines().position(|line| line.starts_with(text)).unwrap_or_else(|| panic!("no {text}"));
     format!("cluster.toml:{}:", line + 1)
@@ -239,7 +240,7 @@ fn a_key_where_there_is_no_secret_is_warned_about() {
     env.kiln(&["init", env.project().to_str().unwrap()]).ok();
     env.write(
         "project/cluster.toml",
-        "schema = 1\nname = \"lone\"\nseal = \"host\"\n[network.lan]\nsubnet = \"192.168.50.0/24\"\n\
+        "schema = 1\nname = \"lone\"\nseal = \"host\"\n[network.lan]\nsubnet = \"192.168.50.0/24\"\ngateway = \"192.168.50.1\"\n\
          [node.server]\nrole = \"server\"\naddress = \"192.168.50.100\"\n",
     );
     let run = env.kiln(&["cluster", "check"]).ok();

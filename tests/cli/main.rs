@@ -12,6 +12,7 @@
 mod common;
 
 mod cluster;
+mod cluster_values;
 mod faults;
 mod hostile;
 mod k3s;

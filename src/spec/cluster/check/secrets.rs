@@ -30,7 +30,10 @@ pub(super) fn ssh_keys(shape: &File, folder: &Path, problems: &mut Problems<'_>)
                 }
             },
         };
-        match ssh::keys(&bytes) {
+        // What `mask` took for a private key.
+        let masked = !entry.trim().is_empty() && entry.bytes().all(|b| b == b'*' || b.is_ascii_whitespace());
+        let read = if masked { Err(ssh::private()) } else { ssh::keys(&bytes) };
+        match read {
             Ok(read) if read.is_empty() => {
                 problems.add(spot(), "there is no key").hint("leave it out, or give the line of a .pub file");
             }
