@@ -334,8 +334,11 @@ pub fn json_text(json: &str) -> Cow<'_, str> {
 pub fn usage(error: &clap::Error) {
     let text = error.render().to_string();
     let shown = visible(&text);
+    let words = std::env::args_os();
+    let own = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KILN_"));
+    let mut given = words.chain(own.map(|(_, value)| value));
     // clap's own colours stay where nothing else could be taken for them.
-    if shown == text {
+    if given.all(|word| matches!(visible(&word.to_string_lossy()), Cow::Borrowed(_))) {
         error.print().ok();
     } else if error.use_stderr() {
         write!(std::io::stderr().lock(), "{shown}").ok();
