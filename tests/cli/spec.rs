@@ -183,6 +183,7 @@ fn no_control_character_of_a_file_or_a_command_line_is_printed() {
         assert!(run.stderr.contains(r"\u{9b}31m\u{202e}b"), "{}", run.text());
     }
     // JSON keeps the text and has no such character either.
+    Archive::project(&env, &["hello"]);
     let run = env.kiln(&["--json", "build", "--profile", HOSTILE]);
     harmless(&run.stdout);
     assert!(run.json()["error"][0].as_str().unwrap().contains(HOSTILE), "{}", run.text());
