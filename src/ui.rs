@@ -336,21 +336,17 @@ fn not_written(error: &io::Error) -> Failure {
 /// are shown as [`visible`] does.
 pub fn usage(error: &clap::Error) {
     let text = error.render();
-    let plain = text.to_string();
-    let shown = visible(&plain);
+    let own = std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"KILN_"));
+    let mut given = std::env::args_os().chain(own.map(|(_, value)| value));
     // clap's own colours stay where nothing else could be taken for them.
-    let coloured = |stream: &io::Stdout| anstream::AutoStream::choice(stream) != anstream::ColorChoice::Never;
-    if error.use_stderr() {
+    let harmless = given.all(|word| matches!(visible(&word.to_string_lossy()), Cow::Borrowed(_)));
+    let coloured = anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
+    match (error.use_stderr(), harmless) {
         // There is no other place to say that stderr cannot be written.
-        if shown == plain {
-            error.print().ok();
-        } else {
-            write!(io::stderr().lock(), "{shown}").ok();
-        }
-    } else if shown == plain && coloured(&io::stdout()) {
-        Stdout.print(text.ansi().to_string().as_bytes());
-    } else {
-        Stdout.print(shown.as_bytes());
+        (true, true) => drop(error.print()),
+        (true, false) => drop(write!(io::stderr().lock(), "{}", visible(&text.to_string()))),
+        (false, true) if coloured => Stdout.print(text.ansi().to_string().as_bytes()),
+        (false, _) => Stdout.print(visible(&text.to_string()).as_bytes()),
     }
 }
 

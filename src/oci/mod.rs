@@ -146,7 +146,7 @@ pub fn archive(work: &Work<'_>, name: &str, arch: Arch) -> Result<Archive> {
             let more =
                 if lost.len() > SHOWN { format!(" and {} more", lost.len() - SHOWN) } else { String::new() };
             let text = format!(
-                "container {name} ({arch}) has without their privileges or owners: {shown}{more}; `privileges` in images/containers/{name}.toml keeps them"
+                "privileges and owners in container {name} ({arch}): {shown}{more}; `privileges` in images/containers/{name}.toml keeps them"
             );
             work.ui.notice("Dropped", text);
         }

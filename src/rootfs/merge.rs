@@ -77,7 +77,7 @@ impl MergeError {
                 let listed: Vec<&String> = paths.iter().take(SHOWN).collect();
                 let more = if paths.len() > SHOWN { ", and so on: globs are allowed" } else { "" };
                 failure.hint(format!(
-                    "if nobody needs these files: `drop.paths = {listed:?}`{more} in {file} leaves those of both packages out; `[files]` may bring another"
+                    "if nobody needs these files: `paths = {listed:?}`{more} below `[drop]` in {file} leaves those of both packages out; `[files]` may bring another"
                 ))
             }
         };
@@ -266,7 +266,7 @@ mod tests {
             "packages.remove",
             "profiles/server.toml",
             "dpkg-divert",
-            r#"drop.paths = ["/usr/lib/a", "/usr/share/vim/vim91/doc/help.txt", "/usr/share/vim/vim91/doc/tags"]"#,
+            r#"`paths = ["/usr/lib/a", "/usr/share/vim/vim91/doc/help.txt", "/usr/share/vim/vim91/doc/tags"]` below `[drop]`"#,
         ] {
             assert!(hints.contains(word), "{word}: {hints}");
         }

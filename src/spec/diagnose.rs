@@ -90,6 +90,14 @@ mod tests {
     }
 
     #[test]
+    fn the_place_in_a_file_with_crlf_is_the_one_in_a_file_with_lf() {
+        let text = "schema = 1\n# a\n\n[packages]\ninstal = [\"dash\"]\n";
+        let told = |text: &str| parse::<Layer>("images/node.toml", text).unwrap_err().to_string();
+        assert_eq!(told(&text.replace('\n', "\r\n")), told(text));
+        assert!(told(text).contains("images/node.toml:5:1"));
+    }
+
+    #[test]
     fn a_wrong_type_and_broken_toml_name_the_place() {
         for (text, place) in
             [("schema = \"one\"\n", "x.toml:1:10"), ("schema = 1\n[packages\n", "x.toml:2:10")]

@@ -146,3 +146,87 @@ fn only_a_machine_extends_a_profile_and_one_at_most() {
     env.kiln(&["update"])
         .fails(1, &["profiles/server.toml extends profiles/other", "only a machine in qemu/machines/"]);
 }
+
+/// Everything that a terminal would obey: an escape sequence, C1, the direction of text.
+const HOSTILE: &str = "a\u{1b}[2J\u{9b}31m\u{202e}b";
+
+#[track_caller]
+fn harmless(text: &str) {
+    let bad = |c: char| (c.is_control() && !"\n\t".contains(c)) || ('\u{202a}'..='\u{202e}').contains(&c);
+    assert!(!text.contains(bad), "{text:?}");
+}
+
+#[test]
+fn no_control_character_of_a_file_or_a_command_line_is_printed() {
+    let env = project();
+    env.edit("project/profiles/server.toml", "schema = 1", "schema = 1\n\"a\\u001b[2J\\u202eb\" = 1");
+    let run = env.kiln(&["build", "--profile", "server"]);
+    harmless(&run.stderr);
+    run.fails(1, &["profiles/server.toml:2:1", r"a\u{1b}[2J\u{202e}b"]);
+    Archive::project(&env, &["hello"]);
+    let mut archive = Archive::sample();
+    archive.publish();
+    let mirror = Mirror::serve(&archive.files);
+    env.mirrors(&[&mirror.base]);
+    env.kiln(&["update"]).ok();
+    let run = env.kiln(&["build", "--profile", HOSTILE]);
+    harmless(&run.stderr);
+    run.fails(1, &[r"there is no profile `a\u{1b}[2J\u{9b}31m\u{202e}b`"]);
+    // A layer's name becomes a path.
+    env.edit("project/profiles/server.toml", "schema = 1", "schema = 1\nextends = [\"a\\u001b[2J\"]");
+    let run = env.kiln(&["update"]);
+    harmless(&run.stderr);
+    run.fails(1, &[r"images/a\u{1b}[2J.toml"]);
+    for wrong in [&["build", HOSTILE][..], &[HOSTILE], &["build", "--arch", HOSTILE]] {
+        let run = env.kiln(wrong);
+        harmless(&run.stderr);
+        assert!(run.stderr.contains(r"\u{9b}31m\u{202e}b"), "{}", run.text());
+    }
+    // JSON keeps the text and has no such character either.
+    Archive::project(&env, &["hello"]);
+    let run = env.kiln(&["--json", "build", "--profile", HOSTILE]);
+    harmless(&run.stdout);
+    assert!(run.json()["error"][0].as_str().unwrap().contains(HOSTILE), "{}", run.text());
+}
+
+#[test]
+fn toml_with_crlf_and_what_editors_leave_in_folders_change_nothing() {
+    let env = project();
+    let mut archive = Archive::sample();
+    archive.publish();
+    let mirror = Mirror::serve(&archive.files);
+    env.mirrors(&[&mirror.base]);
+    env.kiln(&["update"]).ok();
+    for folder in ["images", "profiles"] {
+        env.write(&format!("project/{folder}/._bare.toml"), [0, 5, 22, 7]);
+        env.write(&format!("project/{folder}/bare.toml~"), "x = ");
+        std::os::unix::fs::symlink("me@host.1:2", env.path(&format!("project/{folder}/.#bare.toml")))
+            .unwrap();
+    }
+    let lock = env.read("project/images/kiln.lock").replace('\n', "\r\n");
+    for name in ["images/debian.toml", "images/tools.toml", "profiles/server.toml", "images/kiln.lock"] {
+        let text = env.read(&format!("project/{name}")).replace('\n', "\r\n");
+        env.write(&format!("project/{name}"), text);
+    }
+    // The lock fits and says the same; so it stays as it is.
+    env.kiln(&["outdated"]).ok();
+    env.kiln(&["update"]).ok();
+    assert_eq!(env.read("project/images/kiln.lock"), lock);
+}
+
+#[test]
+fn a_script_with_crlf_is_named_with_the_remedy() {
+    let env = project();
+    let text = env.read("project/profiles/server.toml");
+    env.write("project/profiles/run", "#!/bin/sh\r\nexit 0\r\n");
+    env.write(
+        "project/profiles/server.toml",
+        format!("{text}\n[files]\n\"/usr/bin/run\" = {{ source = \"run\", mode = \"0755\" }}\n"),
+    );
+    let run = env.kiln(&["update"]);
+    harmless(&run.stderr);
+    run.fails(
+        1,
+        &["profiles/run is a script whose lines end with CR LF (line 1)", "sed -i", ".gitattributes"],
+    );
+}

@@ -303,6 +303,7 @@ fn a_disk_that_fails_does_not_hurt_the_other_one() {
     let path = bad.path.clone();
     drop(bad);
     drop(after);
+    assert!(!run.stderr.contains("store gc"), "{}", run.stderr);
     run.fails(6, &["1 of 2 disks are not done", &path, "failed at byte"]);
     assert!(!boots, "{text}");
     same_parts(&good, &raw, 512, true);

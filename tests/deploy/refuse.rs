@@ -150,7 +150,13 @@ fn partitions_and_disks_without_room_and_rights_are_refused() {
     let env = Env::new();
     image(&env, 1);
     let Some(disk) = Loop::new(&env, "disk", 60, 512) else { return };
-    refused(&env, &disk, &["--yes", disk.name()], 6, &["is too small", "62914560 bytes"]);
+    refused(
+        &env,
+        &disk,
+        &["--yes", disk.name()],
+        6,
+        &["is too small", "62914560 bytes", "hint: take a larger disk"],
+    );
     host("losetup", &["--detach", &disk.path]);
     let run = host("losetup", &["--find", "--show", "--read-only", disk.file.to_str().unwrap()]);
     let fixed = Loop { path: run.stdout.trim().to_owned(), file: disk.file.clone() };

@@ -52,7 +52,8 @@ pub(super) fn run(context: &Context<'_>, cluster: &Cluster<'_>, number: u32, ste
         // What it was in the middle of when it was given up says less.
         if let Err(trouble) = &mut done {
             let limit = context.limit(step.limit).as_secs();
-            trouble.why = format!("{why}; it is given up before its limit of {limit} s\n{}", trouble.why);
+            let meanwhile = if trouble.why == why { String::new() } else { format!("\n{}", trouble.why) };
+            trouble.why = format!("{why}; given up before the limit of {limit} s{meanwhile}");
             trouble.over = false;
         }
     }
@@ -261,9 +262,14 @@ pub(super) fn invariants(
         }
         let limit = context.limit(invariant.limit);
         let job = Job { script: &invariant.run, expect: &invariant.expect, until: true, limit, number: 0 };
+        context.step_begins(Some(invariant.limit.duration()));
         let answers = cluster.each(&nodes, |node| script::run(context, node, &job));
         told.checked += 1;
-        let wrong: Vec<Trouble> = answers.into_iter().filter_map(Result::err).collect();
+        let mut wrong: Vec<Trouble> = answers.into_iter().filter_map(Result::err).collect();
+        if let Some(why) = context.step_ends() {
+            cluster.nodes().for_each(|node| node.go_on(&why));
+            wrong.iter_mut().for_each(|trouble| trouble.over = false);
+        }
         if wrong.iter().any(|trouble| trouble.over) {
             return false;
         }

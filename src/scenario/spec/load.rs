@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Result;
+use fs_err as fs;
 
 use super::lower;
 use super::model::Scenario;
@@ -82,5 +83,12 @@ fn check_name(name: &str, file: &str) -> Result<(), Failure> {
 
 /// The names of the TOML files in `folder`, without the ending, sorted.
 fn stems(folder: &Path) -> Vec<String> {
-    text::stems(folder).unwrap_or_default()
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut stems: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !name.starts_with('.'))
+        .filter_map(|name| name.strip_suffix(".toml").map(str::to_owned))
+        .collect();
+    stems.sort();
+    stems
 }
