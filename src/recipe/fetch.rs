@@ -1,49 +1,33 @@
 //! Inputs from the network: the only builds that have one, and the only ones whose result is known before.
 //!
 //! `go-modules`: `go mod vendor` in a sandbox with the host's network, on a copy of the recipe's module. go.sum pins every module, and the
-//! digest of the vendored tree pins the result. Proxies, checksum database and certificates are this machine's own: what its `go` and its
-//! environment say ([`SETTINGS`], `go env -w`), its resolv.conf, its bundle of authorities. None of that can change the result.
+//! digest of the vendored tree pins the result. Proxies, passwords, checksum database and certificates are this machine's own: what its `go`
+//! and its environment say ([`gonet`]), its resolv.conf, its authorities. None of that can change the result.
 //!
 //! [`ask`] has the same network for questions whose answer is not known before; nothing of it is built upon until it has a digest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use fs_err as fs;
+use fs_err::os::unix::fs::{OpenOptionsExt as _, chown};
 
+use super::gonet::{self, Need};
 use super::key::{epoch, host};
 use super::output::{OutputTree, Paths, publish};
 use super::root;
 use super::run::{Circumstances, Job, Site};
-use super::spec::{Recipe, Source};
+use super::spec::{Recipe, RecipeFile, Source};
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
 use crate::packages::Work;
+use crate::sandbox::outside_id;
 use crate::store::{Staging, StepKey};
 
 /// Version of this step's code.
 const VERSION: u32 = 1;
-
-/// Variables of this machine that say how Go gets modules (`go help environment`) and how anybody gets out.
-const SETTINGS: [&str; 16] = [
-    "GOFLAGS",
-    "GOINSECURE",
-    "GONOPROXY",
-    "GONOSUMCHECK",
-    "GONOSUMDB",
-    "GOPRIVATE",
-    "GOPROXY",
-    "GOSUMDB",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "ALL_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "no_proxy",
-    "all_proxy",
-];
 
 /// Where systems keep their bundle of authorities, as Go itself looks for it (crypto/x509, root_linux.go).
 const BUNDLES: [&str; 6] = [
@@ -191,16 +175,35 @@ fn online(
     script: &str,
     own: BTreeMap<String, String>,
 ) -> Result<Site> {
-    let mut env = settings(|name| std::env::var(name).ok(), &go_env_file().unwrap_or_default());
+    let set = work.project.tools.set.get(&recipe.spec.tools);
+    let git = set.is_some_and(|set| set.packages.iter().any(|package| package == "git"));
+    let modules: Vec<&str> = modules(&recipe.files).into_iter().collect();
+    let need = Need { tools: &recipe.spec.tools, git, modules: &modules };
+    let plan = gonet::plan(&gonet::settings(), need)?;
+    for left_out in &plan.left_out {
+        work.ui.detail("Leaving out", left_out);
+    }
+    // What is lent to the sandbox is gone with this.
+    let lent = work.store.staging()?;
+    let mut env = plan.env;
     env.extend(own);
     // Another version of Go than the locked one would be one more thing from the network.
     env.insert("GOTOOLCHAIN".to_owned(), "local".to_owned());
     env.insert("CGO_ENABLED".to_owned(), "0".to_owned());
-    let mut inputs = BTreeMap::new();
-    let bundle = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-    if let Some(bundle) = bundle.into_iter().chain(BUNDLES.map(PathBuf::from)).find(|path| path.is_file()) {
-        inputs.insert("authorities".to_owned(), bundle);
+    let mut inputs = plan.folders;
+    if let Some(bytes) = authorities() {
+        inputs.insert("authorities".to_owned(), lend(&lent, "authorities", &bytes)?);
         env.insert("SSL_CERT_FILE".to_owned(), "/inputs/authorities".to_owned());
+        env.insert("GIT_SSL_CAINFO".to_owned(), "/inputs/authorities".to_owned());
+    }
+    if let Some(netrc) = &plan.netrc {
+        let bytes = fs::read(netrc).map_err(|e| {
+            Failure::new(Kind::Input, "Go's passwords cannot be read")
+                .hint("GOAUTH=off does without; NETRC names another file")
+                .because(e)
+        })?;
+        inputs.insert("netrc".to_owned(), lend(&lent, "netrc", &bytes)?);
+        env.insert("NETRC".to_owned(), "/inputs/netrc".to_owned());
     }
     let covers = ["/etc/resolv.conf", "/etc/hosts"].map(|path| (path.to_owned(), PathBuf::from(path)));
     let covers = covers.into_iter().filter(|(_, path)| path.is_file()).collect();
@@ -221,30 +224,52 @@ fn online(
     let bar = work.ui.spinner("Fetching", step.to_owned());
     let site = job.run(work, Circumstances::usual(work.threads), false, &|line| {
         bar.message(format!("{step} {line}"));
+    });
+    let site = site.map_err(|error| match error.downcast::<Failure>() {
+        // It may have been what was missing.
+        Ok(failure) => {
+            plan.left_out.iter().fold(failure, |f, left| f.hint(format!("left out: {left}"))).into()
+        }
+        Err(error) => error,
     })?;
     work.store.forget_failed(step)?;
     Ok(site)
 }
 
-/// What this machine says about getting modules; a variable of the environment wins over the file.
-fn settings(env: impl Fn(&str) -> Option<String>, file: &str) -> BTreeMap<String, String> {
-    let set = |line: &str| {
-        let (name, value) = line.split_once('=')?;
-        SETTINGS.contains(&name).then(|| (name.to_owned(), value.to_owned()))
-    };
-    let mut settings: BTreeMap<String, String> = file.lines().filter_map(set).collect();
-    settings.extend(SETTINGS.iter().filter_map(|name| Some(((*name).to_owned(), env(name)?))));
-    settings
+/// The modules that a recipe's files name in a go.sum.
+fn modules(files: &BTreeMap<String, RecipeFile>) -> BTreeSet<&str> {
+    let sums = files.iter().filter(|(path, _)| *path == "go.sum" || path.ends_with("/go.sum"));
+    let lines = sums.filter_map(|(_, file)| std::str::from_utf8(&file.bytes).ok()).flat_map(str::lines);
+    lines.filter_map(|line| line.split_whitespace().next()).collect()
 }
 
-/// The file that `go env -w` writes (`go help env`).
-fn go_env_file() -> Option<String> {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let path = match set("GOENV") {
-        Some(path) => path,
-        None => set("XDG_CONFIG_HOME").or_else(|| Some(set("HOME")?.join(".config")))?.join("go/env"),
-    };
-    fs::read_to_string(path).ok()
+/// The certificates that this machine's Go trusts: of its bundle, and of the folders that SSL_CERT_DIR names (crypto/x509, root_unix.go).
+fn authorities() -> Option<Vec<u8>> {
+    let bundle = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+    let files = bundle.into_iter().chain(BUNDLES.map(PathBuf::from));
+    let mut all = files.filter(|path| path.is_file()).find_map(|path| fs::read(path).ok());
+    let folders = std::env::var_os("SSL_CERT_DIR").unwrap_or_default();
+    for folder in std::env::split_paths(&folders).filter(|folder| !folder.as_os_str().is_empty()) {
+        let Ok(entries) = fs::read_dir(folder) else { continue };
+        let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        files.sort();
+        for bytes in files.iter().filter(|path| path.is_file()).filter_map(|path| fs::read(path).ok()) {
+            let all = all.get_or_insert_default();
+            all.extend(bytes);
+            all.push(b'\n');
+        }
+    }
+    all
+}
+
+/// A file that nobody but the sandbox's user can read.
+fn lend(staging: &Staging, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = staging.file(name);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    file.write_all(bytes)?;
+    let (user, group) = outside_id();
+    chown(&path, Some(user), Some(group))?;
+    Ok(path)
 }
 
 #[cfg(test)]
@@ -252,12 +277,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_are_those_about_getting_modules_and_the_environment_wins() {
-        let file = "GOPROXY=https://file.example\nGOOS=plan9\n# comment\nGONOSUMDB=a,b\n";
-        let env =
-            |name: &str| (name == "GOPROXY" || name == "GOARCH").then(|| "https://env.example".to_owned());
-        let found = settings(env, file);
-        let expected = [("GONOSUMDB", "a,b"), ("GOPROXY", "https://env.example")];
-        assert_eq!(found, expected.map(|(k, v)| (k.to_owned(), v.to_owned())).into());
+    fn modules_are_the_first_words_of_go_sum() {
+        let file = |text: &str| RecipeFile { bytes: text.as_bytes().to_vec(), executable: false };
+        let files = BTreeMap::from([
+            (
+                "a/go.sum".to_owned(),
+                file("x.test/a v1.0.0 h1:x=\nx.test/a v1.0.0/go.mod h1:y=\n\nx.test/b v2.0.0/go.mod h1:z=\n"),
+            ),
+            ("a/go.mod".to_owned(), file("module x.test/c\n")),
+            ("go.sum".to_owned(), file("x.test/d v1.0.0 h1:x=")),
+        ]);
+        assert_eq!(modules(&files).into_iter().collect::<Vec<_>>(), ["x.test/a", "x.test/b", "x.test/d"]);
     }
 }

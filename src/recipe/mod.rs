@@ -17,6 +17,7 @@ mod build;
 mod check;
 mod enter;
 mod fetch;
+mod gonet;
 mod key;
 mod output;
 mod root;

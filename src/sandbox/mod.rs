@@ -45,11 +45,12 @@ pub(crate) use refusal::hints;
 pub use terminal::enter;
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use fs_err as fs;
+use fs_err::os::unix::fs::OpenOptionsExt as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
@@ -147,7 +148,9 @@ fn broken(what: &str, error: std::io::Error) -> Failure {
 fn start(plan: &Plan, folder: &Path, out: OwnedFd) -> Result<Child, Failure> {
     let file = folder.join("plan.json");
     let text = serde_json::to_vec(plan).map_err(|e| broken("writing its plan", e.into()))?;
-    fs::write(&file, text)
+    // Its environment may hold a password for a proxy.
+    let own = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&file);
+    own.and_then(|mut file| file.write_all(&text))
         .and_then(|()| fs::write(&plan.report, ""))
         .map_err(|e| broken("writing its plan", e))?;
     Ok(Tool::kiln().command().args(["dev", "sandbox"]).arg(&file).supervised(out)?)

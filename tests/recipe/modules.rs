@@ -1,8 +1,14 @@
 //! Go modules from a proxy of the test, as the machine's own settings name it.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
 
 use kiln::digest::Digest;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::common::mirror::Mirror;
 use crate::common::run::Run;
@@ -66,6 +72,12 @@ const GREET: &[u8] = b"package greet\n\nconst Word = \"hello from a module\"\n";
 
 /// A proxy with one module, and the lines of go.sum for it.
 fn proxy() -> (Mirror, String) {
+    let (served, sums) = files();
+    (Mirror::serve(&served), sums)
+}
+
+/// What a proxy with one module has, by path, and the lines of go.sum for it.
+fn files() -> (BTreeMap<String, Vec<u8>>, String) {
     let name = |file: &str| format!("{MODULE}@v1.0.0/{file}");
     let files = [(name("go.mod"), GO_MOD), (name("greet.go"), GREET)];
     let sums = format!(
@@ -80,7 +92,7 @@ fn proxy() -> (Mirror, String) {
     ]
     .map(|(kind, bytes)| (format!("{MODULE}/@v/v1.0.0.{kind}"), bytes))
     .into();
-    (Mirror::serve(&served), sums)
+    (served, sums)
 }
 
 fn lab(sums: &str) -> Lab {
@@ -160,4 +172,167 @@ fn modules_that_go_sum_does_not_know_or_no_proxy_has_are_errors_of_the_network()
         .fails(4, &["fetching Go modules `modules` of recipe modules failed"]);
     lab.file("modules", "program/go.sum", "");
     kiln(&lab, &mirror.base, &["hash", "modules"]).fails(4, &["missing go.sum entry"]);
+}
+
+/// The proxy's files in a folder, as `file:` proxies and Go's own cache have them.
+fn folder(lab: &Lab, name: &str) -> (String, String) {
+    let (served, sums) = files();
+    for (path, bytes) in served {
+        let path = lab.path(name).join(path);
+        fs_err::create_dir_all(path.parent().unwrap()).unwrap();
+        fs_err::write(path, bytes).unwrap();
+    }
+    for folder in [lab.path(""), lab.path(name)] {
+        fs_err::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    (format!("file://{}", lab.path(name).display().to_string().replace(' ', "%20")), sums)
+}
+
+#[test]
+fn a_proxy_in_a_folder_of_this_machine_is_shown_to_the_sandbox_and_direct_is_left_out_of_a_list() {
+    let (_, sums) = files();
+    let lab = lab(&sums);
+    let (url, _) = folder(&lab, "go proxy");
+    for list in [
+        url.clone(),
+        format!("{url},direct"),
+        format!("direct|{url}"),
+        format!("file:///no/such/proxy|{url},off"),
+    ] {
+        let run = kiln(&lab, &list, &["-v", "hash", "modules", "--json"]).ok();
+        assert_eq!(run.json()["modules"].as_str().unwrap().len(), 64, "{}", run.text());
+        let said = [("direct", "direct of GOPROXY: it needs git"), ("no/such", "/no/such/proxy of GOPROXY")];
+        for (word, text) in said {
+            assert_eq!(run.stderr.contains(text), list.contains(word), "{list}: {}", run.text());
+        }
+    }
+    // The list is there for what its first proxy does not have.
+    fs_err::create_dir_all(lab.path("empty")).unwrap();
+    let empty = format!("file://{}", lab.path("empty").display());
+    kiln(&lab, &format!("{empty},{url}"), &["hash", "modules"]).ok();
+    let run = kiln(&lab, &format!("{empty},direct"), &["hash", "modules"]);
+    run.fails(4, &["left out: direct of GOPROXY: it needs git"]);
+}
+
+#[test]
+fn what_needs_git_or_is_no_proxy_is_refused_at_once_with_a_remedy() {
+    let (_, sums) = files();
+    let lab = lab(&sums);
+    // Before anything is unpacked: this store has nothing.
+    let kiln = |setting: &str| {
+        let mut kiln = lab.command(&["hash", "modules"]);
+        let (name, value) = setting.split_once('=').unwrap();
+        Run::of(&kiln.env("KILN_STORE", lab.path("new store")).env(name, value).output().unwrap())
+    };
+    for (setting, words) in [
+        ("GOPROXY=direct", &["GOPROXY=direct", "needs git", "build-go", "file:///FOLDER"][..]),
+        ("GOPROXY=off", &["GOPROXY=off", "forbids", "file:///FOLDER"]),
+        ("GOPROXY=/srv/goproxy", &["write file:///srv/goproxy"]),
+        ("GOPROXY=file:///srv/no-such-proxy", &["/srv/no-such-proxy"]),
+        ("GOPROXY=ftp://me:hush@a.example", &["ftp://***@a.example", "http, https and file"]),
+        ("GOPRIVATE=*.test", &["example.test/greet", "GOPRIVATE", "needs git", "GONOPROXY=none"]),
+    ] {
+        let run = kiln(setting).fails(1, words);
+        assert!(
+            !run.text().contains("hush") && !run.text().contains("Fetching"),
+            "{setting}: {}",
+            run.text()
+        );
+    }
+}
+
+/// kiln with these variables; nothing that it says, or leaves as a log, has the password.
+fn with(lab: &Lab, variables: &[(&str, &str)]) -> Run {
+    let mut kiln = lab.command(&["-vv", "hash", "modules"]);
+    kiln.env("GONOSUMDB", "*").envs(variables.iter().copied());
+    let run = Run::of(&kiln.output().unwrap());
+    let log = Run::of(&lab.command(&["log", "modules-modules"]).output().unwrap());
+    assert!(!run.text().contains("hush") && !log.text().contains("hush"), "{}{}", run.text(), log.text());
+    run
+}
+
+#[test]
+fn passwords_and_certificates_of_a_proxy_are_there_and_are_never_shown() {
+    let (served, sums) = files();
+    let lab = lab(&sums);
+    let door = Door::serve(&served, "Basic bWU6aHVzaA==");
+    let url = |user: &str| format!("https://{user}{}", door.host);
+    let trust = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tls/certificate.pem");
+    let (named, open) = (url("me:hush@"), url(""));
+    with(&lab, &[("GOPROXY", &named)]).fails(4, &["certificate"]);
+    with(&lab, &[("GOPROXY", &named), ("SSL_CERT_FILE", trust)]).ok();
+    with(&lab, &[("GOPROXY", &url("me:wrong-hush@")), ("SSL_CERT_FILE", trust)]).fails(4, &["401"]);
+    with(&lab, &[("GOPROXY", &open), ("SSL_CERT_FILE", trust)]).fails(4, &["401"]);
+
+    // In a file that its owner alone can read, with an authority out of a folder.
+    let folder = lab.path("trusted");
+    fs_err::create_dir(&folder).unwrap();
+    fs_err::copy(trust, folder.join("own.pem")).unwrap();
+    let folder = folder.display().to_string();
+    let netrc = |path: &Path| {
+        let bare = door.host.split(':').next().unwrap();
+        let lines = [bare, &door.host].map(|machine| format!("machine {machine} login me password hush\n"));
+        fs_err::write(path, lines.concat()).unwrap();
+        fs_err::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    };
+    netrc(&lab.path("elsewhere"));
+    let elsewhere = lab.path("elsewhere").display().to_string();
+    with(&lab, &[("GOPROXY", &open), ("SSL_CERT_DIR", &folder), ("NETRC", &elsewhere)]).ok();
+    netrc(&lab.path(".netrc"));
+    with(&lab, &[("GOPROXY", &open), ("SSL_CERT_DIR", &folder)]).ok();
+    with(&lab, &[("GOPROXY", &open), ("SSL_CERT_DIR", &folder), ("GOAUTH", "off")]).fails(4, &["401"]);
+    // Programs of this machine that know passwords are not there, and that is said.
+    let run =
+        with(&lab, &[("GOPROXY", &open), ("SSL_CERT_DIR", &folder), ("GOAUTH", "/bin/login --key hush")]);
+    assert!(run.ok().stderr.contains("`/bin/login` of GOAUTH"));
+}
+
+/// A proxy by TLS that wants this Authorization.
+struct Door {
+    /// `127.0.0.1:port`.
+    host: String,
+}
+
+impl Door {
+    fn serve(files: &BTreeMap<String, Vec<u8>>, wanted: &'static str) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let files = files.clone();
+        let pem = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name);
+        let certificate = CertificateDer::from_pem_file(pem("certificate.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_file(pem("key.pem")).unwrap();
+        let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate], key)
+            .unwrap();
+        let config = Arc::new(config);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let tls = ServerConnection::new(Arc::clone(&config)).unwrap();
+                let mut stream = StreamOwned::new(tls, stream);
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
+                    head.extend(byte);
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let path = head.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
+                let (status, body) = match files.get(path) {
+                    _ if !head.contains(wanted) => ("401 Unauthorized", &[][..]),
+                    Some(bytes) => ("200 OK", bytes.as_slice()),
+                    None => ("404 Not Found", &[][..]),
+                };
+                let head = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    body.len()
+                );
+                let _ = stream.write_all(&[head.as_bytes(), body].concat());
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+            }
+        });
+        Door { host }
+    }
 }

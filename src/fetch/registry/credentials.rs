@@ -274,7 +274,8 @@ fn fits(key: &str, reference: &Reference) -> Option<usize> {
     let path = path.trim_matches('/');
     let path = if bare.is_some() || ["v1", "v2"].contains(&path) { "" } else { path };
     let hub = |host: &str| HUB.iter().any(|name| name.eq_ignore_ascii_case(host));
-    if !host.eq_ignore_ascii_case(&reference.host) && !(hub(host) && hub(&reference.host)) {
+    let same = host.eq_ignore_ascii_case(&reference.host) || (hub(host) && hub(&reference.host));
+    if !same {
         return None;
     }
     let below = reference.repository.strip_prefix(path)?;
