@@ -340,7 +340,7 @@ fn archive(
         match answer {
             Ok(_) => record.add(&check, State::Ok, text),
             Err(error) => {
-                record.add(&check, State::Warn, format!("{text}: {}", report(error).chain.join(": ")))
+                record.add(&check, State::Warn, format!("{text}: {}", report(error).chain.join(": ")));
             }
         }
     }

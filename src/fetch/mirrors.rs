@@ -279,7 +279,7 @@ mod tests {
         let wanted = Wanted { archive: "debian", ..Wanted::default() };
         assert_eq!(urls(&of, &wanted), [format!("{url}/debian")]);
         fs::create_dir_all(dir.path().join("dists")).unwrap();
-        assert_eq!(urls(&of, &wanted), [url.clone()]);
+        assert_eq!(urls(&of, &wanted), std::slice::from_ref(&url));
         fs::create_dir_all(dir.path().join("debian/dists")).unwrap();
         assert_eq!(urls(&of, &wanted), [format!("{url}/debian")]);
         assert!(of.left_out().len() == 2 && of.left_out()[0].mistake, "{:?}", of.left_out());

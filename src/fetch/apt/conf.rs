@@ -278,8 +278,8 @@ mod tests {
         assert_eq!(of("acquire::http::proxy::H.example"), Some(("DIRECT", "f:1")));
         assert_eq!(of("Acquire::http::Proxy::g.example"), Some(("http://g", "f:2")));
         assert_eq!(of("Acquire::https::CaInfo"), Some(("/x", "f:2")));
-        assert_eq!(of("Acquire::https::host.example::cainfo"), Some(("/y", "f:10")));
-        assert_eq!(of("Acquire::https::SslCert"), Some(("/a b", "f:8")));
+        assert_eq!(of("Acquire::https::host.example::cainfo"), Some(("/y", "f:11")));
+        assert_eq!(of("Acquire::https::SslCert"), Some(("/a b", "f:9")));
         assert_eq!((of("Acquire::https::Verify-Peer"), of("Acquire::https::Empty")), (None, None));
     }
 

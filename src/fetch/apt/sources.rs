@@ -202,8 +202,7 @@ impl Found<'_> {
     }
 
     fn stanza(&mut self, fields: &[(String, String)], at: &str) {
-        let field =
-            |name: &str| fields.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value.as_str());
+        let field = |name: &str| fields.iter().find(|(n, _)| n == name).map_or("", |(_, value)| value.trim());
         let words = |name: &str| field(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         // The empty name is that of a line that could not be read.
         if fields.is_empty() || fields.iter().any(|(name, _)| name.is_empty()) {
@@ -259,7 +258,7 @@ impl Found<'_> {
                 }
                 Some(("deb-src", _)) => self.leave(&at, "it is for source packages only"),
                 Some((other, _)) => {
-                    self.malformed(&at, format!("`{}` is no type of source", crate::ui::plain(other)))
+                    self.malformed(&at, format!("`{}` is no type of source", crate::ui::plain(other)));
                 }
                 None => self.malformed(&at, "a line must be `deb URI suite component`"),
             }
@@ -293,7 +292,7 @@ impl Found<'_> {
                 match name {
                     "arch" => architectures.only = Some(list),
                     "arch+" => {
-                        architectures.only = architectures.only.take().map(|only| [only, list].concat())
+                        architectures.only = architectures.only.take().map(|only| [only, list].concat());
                     }
                     "arch-" => architectures.without = list,
                     _ => {}

@@ -4,9 +4,9 @@ fn read(name: &str, text: &str) -> (Vec<String>, Vec<String>) {
     let mut left_out = Vec::new();
     let mut found = Found { arch: "amd64", sources: Vec::new(), left_out: &mut left_out };
     if name == "sources" {
-        found.deb822(text, "f")
+        found.deb822(text, "f");
     } else {
-        found.one_line(text, "f")
+        found.one_line(text, "f");
     }
     let sources =
         found.sources.iter().map(|s| format!("{} {} {}", s.archive, s.url.exposed(), s.at)).collect();
@@ -146,9 +146,9 @@ fn a_source_is_asked_for_its_architectures_only() {
         let mut left_out = Vec::new();
         let mut found = Found { arch: "amd64", sources: Vec::new(), left_out: &mut left_out };
         if line.starts_with("deb") {
-            found.one_line(line, "f")
+            found.one_line(line, "f");
         } else {
-            found.deb822(line, "f")
+            found.deb822(line, "f");
         }
         let has = |arch: &str| found.sources[0].architectures.has(arch);
         (has("amd64"), has("arm64"), has("all"))
