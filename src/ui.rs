@@ -4,14 +4,15 @@
 //! control codes. With `--quiet` only errors come. Results (`--json` too) go to stdout and are never mixed with progress.
 
 use std::borrow::Cow;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
-use crate::error::{Report, report};
+use crate::error::{Failure, Kind, Report, report};
 
 /// Width of the word in front of a status line; cargo's.
 const WORD: usize = 12;
@@ -122,7 +123,7 @@ impl Ui {
         self.to_stderr(&format!("{style}{word:>WORD$}{style:#} {text}"));
     }
 
-    /// Writing to a closed stderr or stdout is nobody's error: who closed it does not want to know.
+    /// Status that cannot be written to stderr is lost: there is no other place to say so.
     fn to_stderr(&self, line: &str) {
         #[cfg(test)]
         if let Some(kept) = &self.kept {
@@ -136,18 +137,14 @@ impl Ui {
         });
     }
 
-    /// A line of result text, to stdout.
+    /// A line of result text, to stdout. If it cannot be written, [`written`] says so at the end of the run.
     pub fn result(&self, text: impl AsRef<str>) {
-        self.bars.suspend(|| {
-            let mut stdout = anstream::stdout().lock();
-            writeln!(stdout, "{}", text.as_ref()).ok();
-        });
+        self.bars.suspend(|| Stdout.print(format!("{}\n", text.as_ref()).as_bytes()));
     }
 
-    /// Raw bytes of a result (man page, completion script, console), to stdout.
+    /// Raw bytes of a result (bill of materials, completion script, console), to stdout, as [`Ui::result`].
     pub fn raw(&self, bytes: &[u8]) {
-        let mut stdout = std::io::stdout().lock();
-        stdout.write_all(bytes).and_then(|()| stdout.flush()).ok();
+        Stdout.print(bytes);
     }
 
     /// A result as JSON, one object, to stdout.
@@ -242,6 +239,94 @@ impl Ui {
         bar.tick();
         Bar { inner: bar }
     }
+}
+
+/// The one way to stdout, without a buffer. After a write that failed nothing is written any more: a result that ends too soon is
+/// better than one with a hole.
+#[derive(Debug, Clone, Copy)]
+pub struct Stdout;
+
+/// The first write to stdout that failed. Of the process, as stdout is.
+static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
+
+impl Stdout {
+    fn failed() -> MutexGuard<'static, Option<io::Error>> {
+        FAILED.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Writes all bytes; [`written`] says whether that failed.
+    pub fn print(self, bytes: &[u8]) {
+        let mut failed = Self::failed();
+        if failed.is_none() {
+            *failed = write_to(rustix::stdio::stdout(), bytes).err();
+        }
+    }
+}
+
+/// For consoles, which take any writer: what cannot be written is kept for [`written`], and the console goes on.
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.print(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes all bytes to a file descriptor, not by std's stdout: that takes a descriptor that cannot be written to for one that nobody
+/// listens to (EBADF), and fails on a pipe that is full and does not block (EAGAIN).
+fn write_to(out: impl std::os::fd::AsFd, mut bytes: &[u8]) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    use rustix::io::Errno;
+    while !bytes.is_empty() {
+        match rustix::io::write(&out, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => match poll(&mut [PollFd::new(&out, PollFlags::OUT)], None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            },
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Whether everything that was to go to stdout is there.
+///
+/// # Errors
+/// [`Kind::Store`] with the reason of the first write that failed. A closed pipe is none.
+pub fn written() -> Result<(), Failure> {
+    match &*Stdout::failed() {
+        Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(not_written(error)),
+        _ => Ok(()),
+    }
+}
+
+/// The reason is text here and no I/O error below: the remedies of a full store would be wrong for the place where results go.
+fn not_written(error: &io::Error) -> Failure {
+    let remedy = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some space there",
+        _ => "send it to a file or a terminal that can be written",
+    };
+    let text = format!("the result could not be written to standard output, so it is not complete: {error}");
+    Failure::new(Kind::Store, text).hint(format!("{remedy}, then run the same command again"))
+}
+
+/// Prints what clap has to say: help and version are results and go to stdout, wrong usage goes to stderr.
+pub fn usage(error: &clap::Error) {
+    if error.use_stderr() {
+        // There is no other place to say that stderr cannot be written.
+        error.print().ok();
+        return;
+    }
+    let text = error.render();
+    let coloured = anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
+    let text = if coloured { text.ansi().to_string() } else { text.to_string() };
+    Stdout.print(text.as_bytes());
 }
 
 /// A live line; see [`Ui::bytes_bar`].
@@ -358,6 +443,32 @@ mod tests {
         ] {
             assert_eq!(plain(text), want, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_write_that_fails_is_an_error_and_one_that_would_block_waits() {
+        let full = fs_err::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let error = write_to(full.file(), b"x").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        let failure = not_written(&error);
+        assert_eq!(failure.kind.exit_code(), 6);
+        assert!(!failure.hints().iter().any(|hint| hint.contains("store gc")), "{:?}", failure.hints());
+        // A descriptor that is open for reading only.
+        assert!(write_to(fs_err::File::open("/dev/null").unwrap().file(), b"x").is_err());
+
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        let bytes = vec![7; 1 << 20];
+        let writer = std::thread::spawn(move || write_to(write, &bytes));
+        let mut got = 0;
+        let mut chunk = vec![0; 1 << 16];
+        while got < 1 << 20 {
+            match rustix::io::read(&read, &mut chunk) {
+                Ok(n) => got += n,
+                Err(rustix::io::Errno::AGAIN) => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        writer.join().unwrap().unwrap();
     }
 
     proptest::proptest! {

@@ -33,7 +33,7 @@ use crate::lock::{Lock, Locked};
 use crate::packages::Work;
 use crate::spec::Project;
 use crate::store::Store;
-use crate::ui::{Ui, Verbosity};
+use crate::ui::{self, Ui, Verbosity};
 use crate::{sandbox, sys};
 
 /// Bake bootable, verified node images for a K3s cluster from TOML and one lock
@@ -178,9 +178,9 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // clap chooses the stream; a closed pipe is not an error of ours.
-            error.print().ok();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+            ui::usage(&error);
+            let code = u8::try_from(error.exit_code()).unwrap_or(2);
+            return ended(&Ui::new(Verbosity::Normal, false), code);
         }
     };
     // Part of a sandbox: one thread, no signal handlers, nothing to say here.
@@ -223,14 +223,22 @@ pub fn main() -> ExitCode {
         Verb::Init(args) => init::run(&context, &args),
         Verb::Dev(args) => dev::run(&context, &args),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match done {
+        Ok(()) => 0,
         Err(error) => {
             let report = context.ui.error(&error);
             let kind = if sys::interrupted() { Kind::Interrupted } else { report.kind };
-            ExitCode::from(kind.exit_code())
+            kind.exit_code()
         }
-    }
+    };
+    ended(&context.ui, code)
+}
+
+/// The end of every run: what it printed must be there. An error of the verb itself keeps its code.
+fn ended(ui: &Ui, code: u8) -> ExitCode {
+    let Err(failure) = ui::written() else { return ExitCode::from(code) };
+    let kind = ui.error(&failure.into()).kind;
+    ExitCode::from(if code == 0 { kind.exit_code() } else { code })
 }
 
 /// The developer's log: `-vv`, or `KILN_LOG` in the syntax of tracing-subscriber's EnvFilter.

@@ -1,6 +1,6 @@
 //! This terminal joined with a console of a machine.
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -25,7 +25,7 @@ pub enum End {
 /// # Errors
 /// Ctrl-C from outside (a signal: the key goes to the guest), or the terminal fails.
 pub fn join(console: &Console, gone: &mut dyn FnMut() -> anyhow::Result<bool>) -> anyhow::Result<End> {
-    console.show_on(Box::new(std::io::stdout()));
+    console.show_on(Box::new(crate::ui::Stdout));
     let terminal = RawTerminal::enter()?;
     let mut keys = Keys::default();
     let mut input_open = true;
@@ -50,7 +50,6 @@ pub fn join(console: &Console, gone: &mut dyn FnMut() -> anyhow::Result<bool>) -
             Some(typed) => console.send(&typed).or_else(closed)?,
             None => {
                 drop(terminal);
-                std::io::stdout().flush()?;
                 return Ok(End::Left);
             }
         }

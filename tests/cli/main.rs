@@ -20,6 +20,7 @@ mod lock;
 mod metadata;
 mod mirrors;
 mod netboot;
+mod results;
 mod spec;
 mod update_k3s;
 mod usage;

@@ -92,7 +92,7 @@ fn an_error_with_json_is_one_object_with_kind_and_remedy() {
     assert!(value.to_string().contains("kiln init"), "{value}");
 }
 
-fn project() -> (Env, Mirror) {
+pub(super) fn project() -> (Env, Mirror) {
     let (env, mut archive) = (Env::new(), Archive::sample());
     archive.publish();
     let mirror = Mirror::serve(&archive.files);
