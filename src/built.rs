@@ -93,6 +93,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::arch::Arch;
     use crate::digest::Digest;
+    use crate::inventory::go::{Go, Module};
+    use crate::inventory::{Component, Container, FromRecipe, Made, Program};
     use crate::manifest::{DiskInfo, PackageInfo, PartitionInfo, SCHEMA, Sizes};
     use crate::spec::Role;
 
@@ -128,6 +130,69 @@ pub(crate) mod tests {
         FileInfo { target: Some(target.to_owned()), ..file("link", from) }
     }
 
+    fn program(path: &str, go: Option<Go>) -> Program {
+        Program { path: path.to_owned(), sha256: Digest::of(path.as_bytes()), go }
+    }
+
+    /// A program of two modules, of which all have the second.
+    fn go(package: &str, path: &str, version: &str) -> Option<Go> {
+        let module = |path: &str, version: &str| Module {
+            path: path.to_owned(),
+            version: version.to_owned(),
+            sum: None,
+            replaces: None,
+        };
+        Some(Go {
+            version: "go1.24.4".to_owned(),
+            package: package.to_owned(),
+            modules: vec![module(path, version), module("golang.org/x/sys", "v0.23.0")],
+        })
+    }
+
+    fn recipe(name: &str, commit: Option<&str>) -> FromRecipe {
+        FromRecipe {
+            recipe: name.to_owned(),
+            outputs: Digest::of(name.as_bytes()),
+            commit: commit.map(str::to_owned),
+            go_modules: Some(Digest::of(b"modules")),
+            source_set: None,
+        }
+    }
+
+    /// K3s of a recipe, as the manifest of an image has it.
+    pub(crate) fn k3s() -> Component {
+        let commit = "ec165b106313a7906d04c4e5ba3913f893a43002";
+        let module = "v1.33.0-rc1.0.20250715012353-ec165b106313";
+        Component {
+            version: "v1.33.3+k3s1".to_owned(),
+            arch: "amd64".to_owned(),
+            description: "K3s from its modules".to_owned(),
+            made: Made::Recipe(recipe("k3s", Some(commit))),
+            programs: vec![program(
+                "/usr/bin/k3s",
+                go("kiln.invalid/k3s/cmd/k3s", "github.com/k3s-io/k3s", module),
+            )],
+        }
+    }
+
+    /// CoreDNS in a container image with a package of Debian that is nowhere else.
+    pub(crate) fn coredns() -> Container {
+        Container {
+            reference: "kiln.invalid/coredns:1.12.1".to_owned(),
+            description: "CoreDNS".to_owned(),
+            digest: Digest::of(b"coredns"),
+            file: "/usr/share/kiln/containers/coredns-1089b7fe6081.tar".to_owned(),
+            image: None,
+            set: Some("container-coredns".to_owned()),
+            recipe: Some(recipe("coredns", None)),
+            packages: [("tini".to_owned(), package("0.19-1", "", ""))].into(),
+            programs: vec![program(
+                "/coredns",
+                go("kiln.invalid/coredns", "github.com/coredns/coredns", "v1.12.1"),
+            )],
+        }
+    }
+
     pub(crate) fn sample() -> Built {
         let mut base = package("13.8", "", "base");
         base.base = true;
@@ -153,6 +218,10 @@ pub(crate) mod tests {
             ),
             ("/etc/passwd", file("file", "kiln:accounts")),
             ("/usr/bin/curl", file("file", "curl")),
+            ("/usr/bin/k3s", file("file", "k3s")),
+            ("/usr/bin/kubectl", link("k3s", "k3s")),
+            ("/usr/share/kiln/containers", file("dir", "k3s-containers")),
+            ("/usr/share/kiln/containers/coredns-1089b7fe6081.tar", file("file", "k3s-containers")),
         ];
         Built {
             path: "out/server.json".into(),
@@ -184,8 +253,11 @@ pub(crate) mod tests {
                 modules: 10,
                 features: [("cilium.base".to_owned(), 15)].into(),
                 sizes: Sizes { root: 100, root_metadata: 10, files: 300, uki: 50, initrd: 20 },
+                os: crate::manifest::Os { id: "debian".to_owned(), version: "13".to_owned() },
                 packages: packages.map(|(name, p)| (name.to_owned(), p)).into(),
                 boot: [("busybox-static".to_owned(), package("1.37-6", "", ""))].into(),
+                components: [("k3s".to_owned(), k3s())].into(),
+                containers: [("coredns".to_owned(), coredns())].into(),
                 suites: [("trixie".to_owned(), ("2026-09-12T07:55:41Z".to_owned(), Digest::of(b"s")))].into(),
                 units: vec!["ssh.service".to_owned()],
                 steps: [("root".to_owned(), "90e5ee63ec99".to_owned())].into(),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::built::Built;
 use crate::debian::version::DebVersion;
+use crate::inventory::{Component, Container};
 use crate::manifest::{FileInfo, Manifest, PackageInfo};
 use crate::ui::human_bytes;
 
@@ -17,7 +18,7 @@ pub struct Difference {
     pub same: bool,
     /// Single values of the manifest: profile, version, kernel, digests …
     pub facts: Vec<Fact>,
-    /// Packages of the root, the ESP and the initrd.
+    /// Debian packages of the root, the ESP and the initrd, then what else is in the root, and container images.
     pub packages: Vec<PackageChange>,
     /// Units that systemd starts.
     pub units: Words,
@@ -72,7 +73,7 @@ pub struct PackageChange {
     pub name: String,
     /// How; `changed` means the same version with other bytes.
     pub change: Change,
-    /// `root`, or `boot` for ESP and initrd.
+    /// `root`, `boot` for ESP and initrd, or `container` for a container image.
     pub place: String,
     /// Version in the first image.
     pub old: Option<String>,
@@ -98,6 +99,10 @@ pub fn diff(old: &Built, new: &Built) -> Difference {
     let (a, b) = (&old.manifest, &new.manifest);
     let mut packages = package_changes("root", &a.packages, &b.packages);
     packages.extend(package_changes("boot", &a.boot, &b.boot));
+    let version = |component: &Component| component.version.clone();
+    packages.extend(other_changes("root", &a.components, &b.components, version));
+    let version = |container: &Container| container.tag().to_owned();
+    packages.extend(other_changes("container", &a.containers, &b.containers, version));
     let mut difference = Difference {
         same: false,
         facts: facts(a, b),
@@ -129,6 +134,11 @@ fn facts(a: &Manifest, b: &Manifest) -> Vec<Fact> {
     fact("kiln", &a.kiln, &b.kiln);
     fact("kernel", &a.kernel, &b.kernel);
     fact("kernel modules", &a.modules, &b.modules);
+    let k3s = |m: &Manifest| match &m.k3s {
+        Some(k3s) => format!("{}, {}", k3s.version, k3s.described()),
+        None => "(none)".to_owned(),
+    };
+    fact("K3s", &k3s(a), &k3s(b));
     fact("kernel command line", &a.cmdline.join(" "), &b.cmdline.join(" "));
     let none = || "(none)".to_owned();
     for name in a.suites.keys().chain(b.suites.keys()).collect::<BTreeSet<_>>() {
@@ -199,6 +209,33 @@ fn package_changes(
     changes
 }
 
+/// What is not a Debian package, and so has no version that Debian's order is for: another one is a change.
+fn other_changes<T: PartialEq>(
+    place: &str,
+    old: &BTreeMap<String, T>,
+    new: &BTreeMap<String, T>,
+    version: impl Fn(&T) -> String,
+) -> Vec<PackageChange> {
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let change = |name: &String| {
+        let (a, b) = (old.get(name), new.get(name));
+        let change = match (a, b) {
+            (None, _) => Change::Added,
+            (_, None) => Change::Removed,
+            (Some(a), Some(b)) if a == b => return None,
+            _ => Change::Changed,
+        };
+        Some(PackageChange {
+            name: name.clone(),
+            change,
+            place: place.to_owned(),
+            old: a.map(&version),
+            new: b.map(&version),
+        })
+    };
+    names.into_iter().filter_map(change).collect()
+}
+
 /// Files that differ between two lists, by path.
 pub fn file_changes(old: &BTreeMap<String, FileInfo>, new: &BTreeMap<String, FileInfo>) -> Vec<FileChange> {
     let mut changes = Vec::new();
@@ -257,7 +294,11 @@ impl Difference {
         }
         section(&mut lines, "packages", self.packages.len());
         for package in &self.packages {
-            let place = if package.place == "boot" { " (in ESP or initrd)" } else { "" };
+            let place = match package.place.as_str() {
+                "boot" => " (in ESP or initrd)",
+                "container" => " (container image)",
+                _ => "",
+            };
             let versions = match (&package.old, &package.new) {
                 (Some(old), Some(new)) if old == new => {
                     format!("{old}: same version, other bytes or relations")
@@ -347,6 +388,8 @@ mod tests {
         new.manifest.packages.get_mut("libc6").unwrap().version = "2.41-9".to_owned();
         new.manifest.packages.get_mut("base-files").unwrap().version = "13.10".to_owned();
         new.manifest.boot.get_mut("busybox-static").unwrap().sha256 = Digest::of(b"x");
+        new.manifest.components.get_mut("k3s").unwrap().version = "v1.34.1+k3s1".to_owned();
+        new.manifest.containers.get_mut("coredns").unwrap().digest = Digest::of(b"x");
         new.files.remove("/usr/bin/curl");
         new.files.insert("/usr/bin/wget".to_owned(), file("file", "wget"));
         let hosts = new.files.get_mut("/etc/hosts").unwrap();
@@ -359,12 +402,14 @@ mod tests {
         kernel command line: quiet -> debug
         sha256 of the disk: 1044dec7206e… -> d9298a10d1b0…
         size of root: 100 B -> 50.00 MB (+50.00 MB)
-        packages: 5 differ
+        packages: 7 differ
           ^ base-files 13.8 -> 13.10
           - curl 8.14-2
           v libc6 2.41-12 -> 2.41-9
           + wget 1
           ~ busybox-static 1.37-6: same version, other bytes or relations (in ESP or initrd)
+          ~ k3s v1.33.3+k3s1 -> v1.34.1+k3s1
+          ~ coredns 1.12.1: same version, other bytes or relations (container image)
         units: 1 differ
           + a.service
         command line: 2 differ

@@ -1,7 +1,8 @@
 //! Which package of an image needs which other, from the relations in its manifest.
 //!
 //! The lock's solver decided this once; here it is read back from what it chose: a relation leads to every package of the image that
-//! satisfies one of its alternatives, by name or by Provides (Debian Policy 7.1, 7.5).
+//! satisfies one of its alternatives, by name or by Provides (Debian Policy 7.1, 7.5). What is not a Debian package has no relations and is
+//! kept apart in the manifest, so it never comes here.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,7 +12,7 @@ use crate::debian::relation::{self, Relation};
 use crate::debian::version::DebVersion;
 use crate::manifest::PackageInfo;
 
-/// Dependencies among the packages of an image.
+/// Dependencies among the Debian packages of an image.
 #[derive(Debug)]
 pub struct Graph<'a> {
     /// Package to what it needs, each with the relation's text.

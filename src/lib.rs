@@ -66,6 +66,7 @@ pub mod formats;
 pub mod graph;
 pub mod image;
 pub mod init;
+pub mod inventory;
 pub mod k3s;
 pub mod kernel;
 pub mod kubeconfig;

@@ -16,6 +16,7 @@ use crate::error::{Failure, Kind};
 use crate::image::disk;
 use crate::image::erofs;
 use crate::image::verity::RootHash;
+use crate::inventory::{self, Component, Container};
 use crate::k3s::Origin;
 use crate::kernel::Kernel;
 use crate::lock::{LockedPackage, SetKind};
@@ -25,10 +26,12 @@ use crate::rootfs::Root;
 use crate::spec::Role;
 use crate::store::{StepDir, StepKey, Store};
 use crate::tree::Kind as NodeKind;
-use crate::unpack::{Info, Unpacked};
+use crate::unpack::{Info, PackageKind, Unpacked};
 
-/// Version of the manifest's shape.
-pub const SCHEMA: u32 = 1;
+/// Version of the manifest's shape. Version 1 had everything that is in the root among `packages`.
+pub const SCHEMA: u32 = 2;
+/// The oldest version that [`read`] takes: `flash` and `pxe` still write images that an older kiln baked and somebody proved.
+const OLDEST: u32 = 1;
 
 /// The manifest of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,10 +70,19 @@ pub struct Manifest {
     pub features: BTreeMap<String, usize>,
     /// Bytes of the parts.
     pub sizes: Sizes,
-    /// Packages of the root by name.
+    /// The distribution that the root says it is (os-release(5)).
+    #[serde(default)]
+    pub os: Os,
+    /// Debian packages of the root by name.
     pub packages: BTreeMap<String, PackageInfo>,
-    /// Packages that gave files to the ESP or the initrd, by name.
+    /// Debian packages that gave files to the ESP or the initrd, by name.
     pub boot: BTreeMap<String, PackageInfo>,
+    /// What else is in the root, by the name that its files carry: K3s, programs of recipes, a kernel from source.
+    #[serde(default)]
+    pub components: BTreeMap<String, Component>,
+    /// Container images in the root, by the name of their TOML files.
+    #[serde(default)]
+    pub containers: BTreeMap<String, Container>,
     /// States of Debian's suites: name to date and digest of the signed InRelease.
     pub suites: BTreeMap<String, (String, Digest)>,
     /// Units that systemd starts, by the links that enable them.
@@ -79,6 +91,26 @@ pub struct Manifest {
     pub steps: BTreeMap<String, String>,
     /// Notes of the checks.
     pub notes: Vec<String>,
+}
+
+/// A distribution.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Os {
+    /// `ID` of os-release: `debian`.
+    pub id: String,
+    /// `VERSION_ID`: `13`; empty if it has none.
+    pub version: String,
+}
+
+impl Os {
+    /// Reads the text of an os-release.
+    fn of(text: &str) -> Self {
+        let value = |name: &str| {
+            let line = text.lines().rev().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.unwrap_or_default().trim_matches(['"', '\'']).to_owned()
+        };
+        Os { id: value("ID"), version: value("VERSION_ID") }
+    }
 }
 
 /// The raw disk.
@@ -124,7 +156,7 @@ pub struct Sizes {
     pub initrd: u64,
 }
 
-/// A package of an image.
+/// A Debian package of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackageInfo {
     /// Its whole version.
@@ -145,6 +177,20 @@ pub struct PackageInfo {
     pub base: bool,
     /// Maintainer scripts that were not run.
     pub scripts: Vec<String>,
+}
+
+impl PackageInfo {
+    /// Name and version of its source package, for the package `name`. Debian writes `Source: openssl (3.5-1)`, without the parentheses if
+    /// the version is the package's, and nothing at all if the name is too.
+    pub fn source(&self, name: &str) -> (String, String) {
+        if self.source.is_empty() {
+            return (name.to_owned(), self.version.clone());
+        }
+        match self.source.split_once(" (") {
+            Some((source, version)) => (source.to_owned(), version.trim_end_matches(')').to_owned()),
+            None => (self.source.clone(), self.version.clone()),
+        }
+    }
 }
 
 /// A file of the root.
@@ -248,6 +294,8 @@ pub struct Parts<'a> {
     pub packages: &'a [Unpacked],
     /// How K3s came into it.
     pub k3s: Option<Origin>,
+    /// The container images in it.
+    pub containers: &'a BTreeMap<String, Container>,
     /// Packages of the tool sets `boot` and `initrd`.
     pub carried: [&'a [Unpacked]; 2],
     /// Its kernel.
@@ -266,14 +314,11 @@ pub struct Parts<'a> {
 
 /// The manifest of a disk that was just written.
 pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Result<Manifest> {
-    let Parts { packages, k3s, carried, kernel, contract, root, boot, initrd, disk: written } = parts;
+    let Parts { packages, k3s, containers, carried, kernel, contract, root, boot, initrd, disk: written } =
+        parts;
     let lock = work.locked.lock();
-    let mut described = describe_set(work, SetKind::Profile, &target.profile.name, target.arch, packages)?;
-    // Behind those of the lock: what was built. No packages of an archive, so no path in one; the digest is that of all its files.
-    for built in packages.iter().skip(described.len()) {
-        described.insert(built.info.name.clone(), package_info(&built.info, built.digest, String::new()));
-    }
-    let packages = described;
+    let components = inventory::components(packages, &root.info.files)?;
+    let packages = describe_set(work, SetKind::Profile, &target.profile.name, target.arch, packages)?;
     let [from_boot, from_initrd] = carried;
     let mut boot_packages = describe_set(work, SetKind::Tool, "boot", target.arch, from_boot)?;
     boot_packages.extend(describe_set(work, SetKind::Tool, "initrd", target.arch, from_initrd)?);
@@ -327,8 +372,11 @@ pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Resu
             uki: size(boot, "kiln.efi"),
             initrd: size(initrd, "initrd.cpio.zst"),
         },
+        os: Os::of(&root.info.os_release),
         packages,
         boot: boot_packages,
+        components,
+        containers: (*containers).clone(),
         suites: lock.suite.iter().map(|s| (s.name.clone(), (s.date.clone(), s.inrelease))).collect(),
         units: units.into_iter().collect(),
         steps: [step(&root.dir), step(initrd), step(boot)].into(),
@@ -336,8 +384,8 @@ pub fn describe(work: &Work<'_>, target: &Target<'_>, parts: &Parts<'_>) -> Resu
     })
 }
 
-/// The packages of a set of the lock, `unpacked` in the lock's order.
-fn describe_set(
+/// The Debian packages among `unpacked`, which are those of a set of the lock in its order.
+pub(crate) fn describe_set(
     work: &Work<'_>,
     kind: SetKind,
     name: &str,
@@ -348,7 +396,8 @@ fn describe_set(
     let describe = |(Unpacked { info, .. }, locked): (&Unpacked, &LockedPackage)| {
         (info.name.clone(), package_info(info, locked.sha256, locked.path.clone()))
     };
-    Ok(unpacked.iter().zip(locked).map(describe).collect())
+    let debian = unpacked.iter().filter(|package| package.kind == PackageKind::Debian);
+    Ok(debian.zip(locked).map(describe).collect())
 }
 
 fn package_info(info: &Info, sha256: Digest, path: String) -> PackageInfo {
@@ -425,7 +474,7 @@ pub fn current(store: &Store, key: &StepKey, target: &Target<'_>) -> Result<Opti
     if !files_path(&manifest).is_file() {
         return Ok(None);
     }
-    Ok(read(&manifest).ok())
+    Ok(read(&manifest).ok().filter(|manifest| manifest.schema == SCHEMA))
 }
 
 /// Writes manifest and list of files beside the disk, and remembers in the store what made it.
@@ -475,12 +524,29 @@ pub fn read(path: &Path) -> Result<Manifest> {
     };
     let text = fs::read(path).map_err(|e| wrong(e.to_string()))?;
     let manifest: Manifest = serde_json::from_slice(&text).map_err(|e| wrong(e.to_string()))?;
-    if manifest.schema != SCHEMA {
-        return Err(
-            wrong(format!("it has schema {}, this kiln reads schema {SCHEMA}", manifest.schema)).into()
-        );
+    if !(OLDEST..=SCHEMA).contains(&manifest.schema) {
+        let text = format!("it has schema {}, this kiln reads schemas {OLDEST} to {SCHEMA}", manifest.schema);
+        return Err(wrong(text).into());
     }
     Ok(manifest)
+}
+
+impl Manifest {
+    /// Refuses a manifest that does not tell Debian packages from what else is in an image.
+    ///
+    /// # Errors
+    /// It was written by an older kiln.
+    pub fn tells_kinds(&self) -> Result<(), Failure> {
+        if self.schema >= 2 {
+            return Ok(());
+        }
+        let text = format!(
+            "the manifest of {} is of an older kiln (schema {}): it does not say which parts are Debian packages",
+            self.profile, self.schema
+        );
+        let build = format!("kiln build --profile {} --arch {}", self.profile, self.arch);
+        Err(Failure::new(Kind::Input, text).hint(format!("run `{build}`: it writes the manifest again")))
+    }
 }
 
 /// Reads the list of files that belongs to the manifest at `manifest`.

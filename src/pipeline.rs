@@ -16,6 +16,7 @@ use crate::digest::{Digest, Hasher};
 use crate::image::erofs::{self, Compression};
 use crate::image::verity::{self, RootHash};
 use crate::image::{cpio, disk, fat, uki};
+use crate::inventory;
 use crate::k3s;
 use crate::kernel::{self, Kernel};
 use crate::linux;
@@ -84,6 +85,7 @@ pub fn build(work: &Work<'_>, target: &Target<'_>) -> Result<(Manifest, bool)> {
     let parts = manifest::Parts {
         packages: &packages,
         k3s: k3s::origin(work, profile, arch, way)?,
+        containers: &inventory::containers(work, profile, arch)?,
         carried: [&boot_packages, &initrd_packages],
         kernel: &kernel,
         contract: &contract,

@@ -13,8 +13,8 @@ use crate::why::{unknown, why};
 /// Arguments of `kiln why`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// An absolute path in the image, or the name of a package
-    #[arg(value_name = "PATH|PACKAGE")]
+    /// An absolute path in the image; a Debian package; K3s or another program from a recipe; a container image; a Go module
+    #[arg(value_name = "PATH|NAME")]
     what: String,
 
     /// Profile whose image is asked; default: every image in the output folder

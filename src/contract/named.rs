@@ -11,6 +11,7 @@ use super::stage;
 use crate::arch::Arch;
 use crate::built::{self, Built};
 use crate::error::{Failure, Kind};
+use crate::inventory::{FromRecipe, Made};
 use crate::kernel;
 use crate::linux;
 use crate::lock::LockedPackage;
@@ -83,6 +84,18 @@ impl Named {
             .hint(format!("name its .config: {at} in the image"))
         };
         let file = image.files.get(&at).with_context(|| format!("{name} lists no {at}"))?;
+        if let Some(component) = manifest.components.get(&file.from) {
+            let Made::Recipe(FromRecipe { recipe, outputs, .. }) = &component.made else {
+                return Err(gone().into());
+            };
+            let built = linux::find(work, recipe, *outputs)?.ok_or_else(|| {
+                let text = format!(
+                    "the kernel of {name}, which recipe {recipe} built, is not in the store any more"
+                );
+                Failure::new(Kind::Input, text).hint(format!("name its .config: {at} in the image"))
+            })?;
+            return of_files(name, &image, |path| Ok(fs::read(built.output(path))?));
+        }
         let info = manifest.packages.get(&file.from).ok_or_else(gone)?;
         let locked = work.locked.lock().package.iter().find(|p| p.sha256 == info.sha256).cloned();
         let stored = || {
@@ -102,23 +115,29 @@ impl Named {
             let content = package.tree.get(path).and_then(|entry| entry.content()).cloned();
             Ok(content.with_context(|| format!("{} has no /{path}", file.from))?.read()?)
         };
-        let (config, version) = stage::config(name, &read(&at[1..])?, Some(release))?;
-        let base = format!("/usr/lib/modules/{release}/");
-        let root = image.files.keys().filter(|path| path.starts_with(&base) && path.ends_with(".ko"));
-        let root: std::collections::BTreeSet<String> = root.map(|path| name_of(path)).collect();
-        let builtin = read(&format!("usr/lib/modules/{release}/modules.builtin"))?;
-        let modules = ModuleSet {
-            // The list of files has the root only; an image that was built passed with the modules of its initrd.
-            initrd: root.clone(),
-            root,
-            builtin: String::from_utf8_lossy(&builtin).lines().map(name_of).collect(),
-            ..ModuleSet::default()
-        };
-        Ok(Named { config, version, arch: manifest.arch, modules: Some(modules) })
+        of_files(name, &image, read)
     }
 
     /// As the checks take it.
     pub fn offer(&self) -> Offer<'_> {
         Offer { config: &self.config, version: self.version, arch: self.arch, modules: self.modules.as_ref() }
     }
+}
+
+/// The kernel of the image `name`, whose kernel's own files are given by `read`.
+fn of_files(name: &str, image: &Built, read: impl Fn(&str) -> Result<Vec<u8>>) -> Result<Named> {
+    let release = &image.manifest.kernel;
+    let (config, version) = stage::config(name, &read(&format!("boot/config-{release}"))?, Some(release))?;
+    let base = format!("/usr/lib/modules/{release}/");
+    let root = image.files.keys().filter(|path| path.starts_with(&base) && path.ends_with(".ko"));
+    let root: std::collections::BTreeSet<String> = root.map(|path| name_of(path)).collect();
+    let builtin = read(&format!("usr/lib/modules/{release}/modules.builtin"))?;
+    let modules = ModuleSet {
+        // The list of files has the root only; an image that was built passed with the modules of its initrd.
+        initrd: root.clone(),
+        root,
+        builtin: String::from_utf8_lossy(&builtin).lines().map(name_of).collect(),
+        ..ModuleSet::default()
+    };
+    Ok(Named { config, version, arch: image.manifest.arch, modules: Some(modules) })
 }

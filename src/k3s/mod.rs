@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::arch::Arch;
 use crate::digest::{Digest, Hasher};
 use crate::error::{Failure, Kind};
+use crate::inventory::{FromRecipe, Made};
 use crate::linux;
 use crate::oci;
 use crate::packages::Work;
@@ -24,7 +25,7 @@ use crate::recipe::{self, Options};
 use crate::rootfs::k3s::{CONTAINERS, References};
 use crate::spec::{ContainerSpec, K3s, Profile};
 use crate::store::StepKey;
-use crate::unpack::{self, Info, Unpacked};
+use crate::unpack::{self, Info, PackageKind, Unpacked};
 
 /// Everything that K3s in an image depends on, from TOML files, lock and the way it comes.
 pub fn digest(work: &Work<'_>, profile: &Profile, arch: Arch, way: Option<Way>) -> Result<Digest> {
@@ -78,7 +79,8 @@ pub fn packages(work: &Work<'_>, profile: &Profile, arch: Arch, way: Option<Way>
             .input("version", &version);
         let info = info(name, &version, arch, &recipe.spec.description);
         let needs = vec![work.store.relative(built.dir.path())];
-        let package = unpack::folder(work.store, &key, &built.out(), info, needs)
+        let kind = PackageKind::Made(Made::Recipe(FromRecipe::of(recipe, built)));
+        let package = unpack::folder(work.store, &key, &built.out(), info, kind, needs)
             .with_context(|| format!("taking what recipe {name} built"))?;
         packages.push(package);
     }
@@ -108,6 +110,20 @@ pub struct Origin {
     /// The commit of the source that was compiled, which the recipe names as `K3S_COMMIT`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
+}
+
+impl Origin {
+    /// The way in words: `its release, sha256 …`, `built from source, commit …`.
+    pub fn described(&self) -> String {
+        let what = match self.way {
+            Way::Binary => "its release",
+            Way::Source => "built from source",
+        };
+        match &self.commit {
+            Some(commit) => format!("{what}, commit {commit}"),
+            None => format!("{what}, sha256 {}", self.sha256),
+        }
+    }
 }
 
 /// How K3s came into an image that was built the way `way`.
@@ -167,9 +183,18 @@ pub fn references(work: &Work<'_>, profile: &Profile) -> References {
     known.map(|(name, spec)| (name.clone(), spec.reference.clone())).collect()
 }
 
-/// The container images as a package: one archive each, named by what is in it.
+/// The name of [`containers`] as a package.
+pub const CONTAINERS_PACKAGE: &str = "k3s-containers";
+
+/// The name of a container image's archive in the root, which says what is in it.
+pub fn archive_name(archive: &oci::Archive) -> String {
+    let digest = archive.digest.to_string();
+    format!("{}-{}.tar", archive.name, digest.get(..12).unwrap_or(&digest))
+}
+
+/// The container images as a package: one archive each.
 fn containers(work: &Work<'_>, k3s: &K3s, arch: Arch) -> Result<Option<Unpacked>> {
-    const NAME: &str = "k3s-containers";
+    const NAME: &str = CONTAINERS_PACKAGE;
     if k3s.containers.is_empty() {
         return Ok(None);
     }
@@ -183,13 +208,11 @@ fn containers(work: &Work<'_>, k3s: &K3s, arch: Arch) -> Result<Option<Unpacked>
     let folder = staging.file("root");
     fs::create_dir_all(folder.join(CONTAINERS))?;
     for archive in &archives {
-        let digest = archive.digest.to_string();
-        let name = format!("{}-{}.tar", archive.name, digest.get(..12).unwrap_or(&digest));
-        fs::hard_link(&archive.path, folder.join(CONTAINERS).join(name))?;
+        fs::hard_link(&archive.path, folder.join(CONTAINERS).join(archive_name(archive)))?;
     }
     let needs = archives.into_iter().map(|archive| archive.relative).collect();
     let info = info(NAME, k3s.version(), arch, "container images that K3s imports when it starts");
-    Ok(Some(unpack::folder(work.store, &key, &folder, info, needs)?))
+    Ok(Some(unpack::folder(work.store, &key, &folder, info, PackageKind::Containers, needs)?))
 }
 
 fn info(name: &str, version: &str, arch: Arch, summary: &str) -> Info {

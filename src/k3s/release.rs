@@ -9,12 +9,13 @@ use crate::arch::Arch;
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
 use crate::fetch::{Fetcher, NotFetched};
+use crate::inventory::{FromRelease, Made};
 use crate::linux;
 use crate::packages::Work;
 use crate::recipe;
 use crate::spec::{K3s, Profile, ReleaseFile, WantedWay};
 use crate::store::StepKey;
-use crate::unpack::{self, Unpacked};
+use crate::unpack::{self, PackageKind, Unpacked};
 
 /// Raised when the same release is unpacked to something else.
 const VERSION: u32 = 1;
@@ -126,7 +127,7 @@ pub(super) fn object(work: &Work<'_>, k3s: &K3s, arch: Arch) -> Option<std::path
 /// The programs of the release as a package.
 pub(super) fn package(work: &Work<'_>, k3s: &K3s, arch: Arch) -> Result<Unpacked> {
     const NAME: &str = "k3s";
-    let (file, _) = file(k3s, arch).context("no release of K3s is pinned")?;
+    let (file, urls) = file(k3s, arch).context("no release of K3s is pinned")?;
     let object = work.store.object_path(file.sha256);
     let key = StepKey::new("release", NAME, VERSION)
         .input("sha256", file.sha256)
@@ -156,5 +157,7 @@ pub(super) fn package(work: &Work<'_>, k3s: &K3s, arch: Arch) -> Result<Unpacked
         })?;
     }
     let info = super::info(NAME, k3s.version(), arch, "K3s, of its release");
-    unpack::folder(work.store, &key, &folder, info, vec![work.store.relative(&object)])
+    let release = FromRelease { file: file.name.clone(), sha256: file.sha256, urls };
+    let kind = PackageKind::Made(Made::Release(release));
+    unpack::folder(work.store, &key, &folder, info, kind, vec![work.store.relative(&object)])
 }

@@ -28,12 +28,13 @@ use crate::contract::fragment::{Asked, FragmentError};
 use crate::contract::kconfig::{self, Kconfig};
 use crate::digest::Digest;
 use crate::error::{Failure, Kind};
+use crate::inventory::{FromRecipe, Made};
 use crate::lock::SetKind;
 use crate::packages::Work;
 use crate::recipe::{self, Input, Limits, Options, Recipe, RecipeFile, RecipeSpec, Recipes, Span};
 use crate::spec::{Base, KernelSource, Project, SCHEMA};
 use crate::store::StepKey;
-use crate::unpack::{self, Info, Unpacked};
+use crate::unpack::{self, Info, PackageKind, Unpacked};
 
 const UNPACK: &str = include_str!("unpack.sh");
 const CONFIG: &str = include_str!("config.sh");
@@ -241,7 +242,7 @@ pub fn package(work: &Work<'_>, name: &str, arch: Arch) -> Result<Unpacked> {
         .input("version", &version)
         .input("description", &kernel.description);
     let info = Info {
-        name: recipe_name,
+        name: recipe_name.clone(),
         version,
         arch: arch.debian().to_owned(),
         source: Some("linux".to_owned()),
@@ -251,7 +252,15 @@ pub fn package(work: &Work<'_>, name: &str, arch: Arch) -> Result<Unpacked> {
         base: false,
         scripts: Vec::new(),
     };
-    unpack::folder(work.store, &key, &built.out(), info, vec![work.store.relative(built.dir.path())])
+    let kind = PackageKind::Made(Made::Recipe(FromRecipe::of(recipes.get(&recipe_name)?, built)));
+    unpack::folder(work.store, &key, &built.out(), info, kind, vec![work.store.relative(built.dir.path())])
+}
+
+/// The outputs of the recipe `recipe` of a kernel whose digest is `outputs`, if they are in the store.
+pub(crate) fn find(work: &Work<'_>, recipe: &str, outputs: Digest) -> Result<Option<recipe::Built>> {
+    let recipes = recipes(work.project)?;
+    let Some(recipe) = recipes.0.get(recipe) else { return Ok(None) };
+    Ok(recipe::find(work, &recipes, recipe)?.ok().filter(|built| built.tree.digest() == outputs))
 }
 
 /// The step of the kernel `name`, which was built, in the store.

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use crate::arch::Arch;
 use crate::digest::Hasher;
 use crate::error::{Failure, Kind};
+use crate::inventory::{FromRecipe, Made};
 use crate::linux;
 use crate::lock::SetKind;
 use crate::packages::Work;
@@ -19,7 +20,7 @@ use crate::rootfs::{self};
 use crate::spec::ContainerSpec;
 use crate::store::StepKey;
 use crate::tree::{Entry, Tree, TreePath};
-use crate::unpack::{self, Info, Unpacked};
+use crate::unpack::{self, Info, PackageKind, Unpacked};
 
 /// Owner of what is made here.
 const OWNER: &str = "kiln:container";
@@ -81,7 +82,8 @@ fn output(work: &Work<'_>, name: &str, arch: Arch) -> Result<Unpacked> {
         base: false,
         scripts: Vec::new(),
     };
-    unpack::folder(work.store, &key, &built.out(), info, vec![work.store.relative(built.dir.path())])
+    let kind = PackageKind::Made(Made::Recipe(FromRecipe::of(recipes.get(name)?, built)));
+    unpack::folder(work.store, &key, &built.out(), info, kind, vec![work.store.relative(built.dir.path())])
 }
 
 /// Leaves what `keep` names, and the folders above it.

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Bill, Component};
+use super::{Bill, Part, Sort};
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -12,7 +12,7 @@ pub(super) struct Document {
     serial_number: String,
     version: u32,
     metadata: Metadata,
-    components: Vec<Part>,
+    components: Vec<Component>,
     dependencies: Vec<Dependency>,
 }
 
@@ -20,29 +20,62 @@ pub(super) struct Document {
 struct Metadata {
     timestamp: String,
     tools: Tools,
-    component: Part,
+    component: Component,
 }
 
 #[derive(Debug, Serialize)]
 struct Tools {
-    components: [Part; 1],
+    components: [Component; 1],
 }
 
-/// A component, in the specification's word.
-#[derive(Debug, Serialize)]
-struct Part {
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Component {
     #[serde(rename = "type")]
     kind: &'static str,
     #[serde(rename = "bom-ref", skip_serializing_if = "Option::is_none")]
     reference: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    supplier: Option<Named>,
     name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
     version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    description: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     hashes: Vec<Hash>,
     #[serde(skip_serializing_if = "Option::is_none")]
     purl: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pedigree: Option<Pedigree>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    external_references: Vec<Reference>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     properties: Vec<Property>,
+}
+
+#[derive(Debug, Serialize)]
+struct Named {
+    name: &'static str,
+}
+
+/// Where the code comes from.
+#[derive(Debug, Serialize)]
+struct Pedigree {
+    commits: [Commit; 1],
+    notes: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Commit {
+    uid: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Reference {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    url: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,28 +101,26 @@ struct Dependency {
 pub(super) fn document(bill: &Bill<'_>) -> Document {
     let manifest = bill.manifest;
     let image = format!("urn:sha256:{}", manifest.disk.sha256);
-    let kiln = Part {
+    let kiln = Component {
         kind: "application",
-        reference: None,
         name: "kiln".to_owned(),
         version: manifest.kiln.clone(),
-        hashes: Vec::new(),
-        purl: None,
-        properties: Vec::new(),
+        ..Component::default()
     };
-    let component = Part {
+    let component_of_image = Component {
         kind: "operating-system",
         reference: Some(image.clone()),
         name: bill.name(),
         version: manifest.version.clone(),
         hashes: vec![sha256(manifest.disk.sha256)],
-        purl: None,
-        properties: Vec::new(),
+        ..Component::default()
     };
-    let all =
-        Dependency { reference: image, depends_on: bill.components.iter().map(|c| c.purl.clone()).collect() };
-    let each =
-        bill.components.iter().map(|c| Dependency { reference: c.purl.clone(), depends_on: c.needs.clone() });
+    // The format has one kind of edge for "is in it" and "needs it": a part depends on what it is made of.
+    let all = Dependency { reference: image, depends_on: bill.contains.iter().cloned().collect() };
+    let each = bill.parts.iter().map(|(key, part)| Dependency {
+        reference: key.clone(),
+        depends_on: part.contains.union(&part.needs).cloned().collect(),
+    });
     Document {
         bom_format: "CycloneDX",
         spec_version: "1.6",
@@ -98,26 +129,42 @@ pub(super) fn document(bill: &Bill<'_>) -> Document {
         metadata: Metadata {
             timestamp: bill.created.clone(),
             tools: Tools { components: [kiln] },
-            component,
+            component: component_of_image,
         },
-        components: bill.components.iter().map(part).collect(),
+        components: bill.parts.iter().map(|(key, part)| component(key, part)).collect(),
         dependencies: std::iter::once(all).chain(each).collect(),
     }
 }
 
-fn part(component: &Component<'_>) -> Part {
-    let (source, version) = &component.source;
-    Part {
-        kind: "library",
-        reference: Some(component.purl.clone()),
-        name: component.name.to_owned(),
-        version: component.info.version.clone(),
-        hashes: vec![sha256(component.info.sha256)],
-        purl: Some(component.purl.clone()),
-        properties: vec![
-            Property { name: "debian:source", value: source.clone() },
-            Property { name: "debian:source-version", value: version.clone() },
-        ],
+fn component(key: &str, part: &Part) -> Component {
+    let kind = match part.sort {
+        Sort::Application => "application",
+        Sort::Container => "container",
+        Sort::File => "file",
+        Sort::Library => "library",
+        Sort::System => "operating-system",
+    };
+    let commit = part
+        .commit
+        .clone()
+        .map(|uid| Pedigree { commits: [Commit { uid }], notes: part.source.clone().unwrap_or_default() });
+    let download = part.download.as_ref().map(|url| match url.strip_prefix("git+") {
+        // The commit behind it is in the pedigree.
+        Some(vcs) => Reference { kind: "vcs", url: vcs.split('@').next().unwrap_or_default().to_owned() },
+        None => Reference { kind: "distribution", url: url.clone() },
+    });
+    Component {
+        kind,
+        reference: Some(key.to_owned()),
+        supplier: part.supplier.map(|name| Named { name }),
+        name: part.name.clone(),
+        version: part.version.clone(),
+        description: part.description.clone(),
+        hashes: part.sha256.into_iter().map(sha256).collect(),
+        purl: part.purl.clone(),
+        pedigree: commit,
+        external_references: download.into_iter().collect(),
+        properties: part.facts.iter().map(|(name, value)| Property { name, value: value.clone() }).collect(),
     }
 }
 
@@ -146,5 +193,8 @@ mod tests {
         let ssl = components.iter().find(|c| c["name"] == "libssl3t64").unwrap();
         assert_eq!(ssl["properties"][0]["value"], "openssl");
         assert_eq!(ssl["properties"][1]["value"], "3.5-1");
+        let k3s = components.iter().find(|c| c["name"] == "k3s").unwrap();
+        assert_eq!(k3s["pedigree"]["commits"][0]["uid"], "ec165b106313a7906d04c4e5ba3913f893a43002");
+        assert_eq!(k3s["externalReferences"][0]["url"], "https://github.com/k3s-io/k3s");
     }
 }

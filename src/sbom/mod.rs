@@ -1,17 +1,27 @@
 //! The software bill of materials of an image, from its manifest alone: [`spdx`] 2.3 and [`cyclonedx`] 1.6, both as JSON.
 //!
+//! ```text
+//! image ── Debian packages of the root, the ESP and the initrd
+//!       ├─ K3s and what else recipes or upstream built ── its programs ── the Go modules in them
+//!       └─ container images ── their Debian packages, their programs ── the Go modules in them
+//! ```
+//!
 //! The time is that of the image and identifiers are UUIDs of version 5 over the disk's digest, so the same image has the same bill,
-//! byte for byte. Packages of the root are listed, and those whose files are in the ESP or the initrd.
+//! byte for byte. What is in several places is one component.
 
 mod cyclonedx;
+mod purl;
 mod spdx;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use uuid::Uuid;
 
+use crate::digest::Digest;
 use crate::graph::Graph;
+use crate::inventory::go::{Go, Module};
+use crate::inventory::{Component, Container, FromRecipe, Made, Program};
 use crate::lock::time;
 use crate::manifest::{Manifest, PackageInfo};
 
@@ -27,6 +37,68 @@ pub enum Format {
     Cyclonedx,
 }
 
+/// What a part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    Application,
+    Container,
+    System,
+    /// A program as a file.
+    File,
+    Library,
+}
+
+/// Something in an image. Its key is unique in a bill: its purl if it has one.
+#[derive(Debug)]
+struct Part {
+    sort: Sort,
+    name: String,
+    /// Empty if nobody says.
+    version: String,
+    description: String,
+    /// Package URL (github.com/package-url/purl-spec).
+    purl: Option<String>,
+    /// Of its one file, of a container image that of its manifest.
+    sha256: Option<Digest>,
+    /// The name of that file, without its folders; for a program its whole path.
+    file: Option<String>,
+    /// Who made it, if that is known.
+    supplier: Option<&'static str>,
+    /// Where it may be had from, or where its source is: a URL, or `git+URL@COMMIT`.
+    download: Option<String>,
+    /// The commit of its source.
+    commit: Option<String>,
+    /// In words, what it was built from.
+    source: Option<String>,
+    /// Further facts: name and value.
+    facts: Vec<(&'static str, String)>,
+    /// Keys of what is in it.
+    contains: BTreeSet<String>,
+    /// Keys of what it needs beside it.
+    needs: BTreeSet<String>,
+}
+
+impl Part {
+    fn new(sort: Sort, name: &str, version: &str) -> Self {
+        Part {
+            sort,
+            name: name.to_owned(),
+            version: version.to_owned(),
+            description: String::new(),
+            purl: None,
+            sha256: None,
+            file: None,
+            supplier: None,
+            download: None,
+            commit: None,
+            source: None,
+            facts: Vec::new(),
+            contains: BTreeSet::new(),
+            needs: BTreeSet::new(),
+        }
+    }
+}
+
 /// What both formats say.
 #[derive(Debug)]
 struct Bill<'a> {
@@ -35,24 +107,16 @@ struct Bill<'a> {
     id: Uuid,
     /// Time of the image, ISO 8601 in UTC.
     created: String,
-    /// Sorted by purl.
-    components: Vec<Component<'a>>,
-}
-
-/// A package of the image.
-#[derive(Debug)]
-struct Component<'a> {
-    name: &'a str,
-    info: &'a PackageInfo,
-    /// Package URL (github.com/package-url/purl-spec, type deb); unique in a bill.
-    purl: String,
-    /// Source package and its version.
-    source: (String, String),
-    /// purls of the packages it needs, sorted.
-    needs: Vec<String>,
+    /// By key.
+    parts: BTreeMap<String, Part>,
+    /// Keys of what the image itself contains; the rest is in one of those.
+    contains: BTreeSet<String>,
 }
 
 /// The bill of the image that `manifest` describes, as JSON with a newline at its end.
+///
+/// # Errors
+/// The manifest is of an older kiln, see [`Manifest::tells_kinds`]; a package's relations cannot be read.
 pub fn write(manifest: &Manifest, format: Format) -> Result<Vec<u8>> {
     let bill = Bill::new(manifest, &format!("{format:?}"))?;
     let mut text = match format {
@@ -65,82 +129,199 @@ pub fn write(manifest: &Manifest, format: Format) -> Result<Vec<u8>> {
 
 impl<'a> Bill<'a> {
     fn new(manifest: &'a Manifest, format: &str) -> Result<Self> {
-        // The release's own suite: the others are named after it (`trixie-security`).
-        let suite = manifest.suites.keys().min_by_key(|name| name.len()).map_or("", String::as_str);
-        let arch = manifest.arch.debian();
-        // By purl, since a package may be in the root and in the initrd: it is one component then.
-        let mut components: BTreeMap<String, Component<'a>> = BTreeMap::new();
-        for packages in [&manifest.packages, &manifest.boot] {
-            let graph = Graph::new(packages, arch)?;
-            for (name, info) in packages {
-                let needs = graph.needs(name).filter_map(|need| Some(purl(need, packages.get(need)?, suite)));
-                let (purl, source) = (purl(name, info, suite), source(name, info));
-                let component = Component { name, info, purl: purl.clone(), source, needs: needs.collect() };
-                components.entry(purl).or_insert(component);
-            }
-        }
-        let id = Uuid::new_v5(&NAMES, format!("{format} {}", manifest.disk.sha256).as_bytes());
-        Ok(Bill {
+        manifest.tells_kinds()?;
+        let mut bill = Bill {
             manifest,
-            id,
+            id: Uuid::new_v5(&NAMES, format!("{format} {}", manifest.disk.sha256).as_bytes()),
             created: time::iso(manifest.epoch),
-            components: components.into_values().collect(),
-        })
+            parts: BTreeMap::new(),
+            contains: BTreeSet::new(),
+        };
+        bill.system();
+        for packages in [&manifest.packages, &manifest.boot] {
+            let keys = bill.debian(packages)?;
+            bill.contains.extend(keys);
+        }
+        for (name, component) in &manifest.components {
+            let key = bill.component(name, component);
+            bill.contains.insert(key);
+        }
+        for (name, container) in &manifest.containers {
+            let key = bill.container(name, container)?;
+            bill.contains.insert(key);
+        }
+        Ok(bill)
     }
 
     /// `server-amd64`: the image's name.
     fn name(&self) -> String {
         format!("{}-{}", self.manifest.profile, self.manifest.arch)
     }
+
+    /// Adds a part, or what it contains and needs to the one that is there; gives its key.
+    fn add(&mut self, key: String, part: Part) -> String {
+        match self.parts.get_mut(&key) {
+            Some(known) => {
+                known.contains.extend(part.contains);
+                known.needs.extend(part.needs);
+            }
+            None => drop(self.parts.insert(key.clone(), part)),
+        }
+        key
+    }
+
+    /// The distribution: scanners ask for it to know which advisories count.
+    fn system(&mut self) {
+        let os = &self.manifest.os;
+        let key =
+            self.add(format!("os:{}@{}", os.id, os.version), Part::new(Sort::System, &os.id, &os.version));
+        self.contains.insert(key);
+    }
+
+    /// The Debian packages of one place, which need only each other.
+    fn debian(&mut self, packages: &BTreeMap<String, PackageInfo>) -> Result<Vec<String>> {
+        let graph = Graph::new(packages, self.manifest.arch.debian())?;
+        let os = &self.manifest.os;
+        let mut keys = Vec::new();
+        for (name, info) in packages {
+            let purl = purl::debian(name, info, os);
+            let (source, version) = info.source(name);
+            let needs =
+                graph.needs(name).filter_map(|need| Some(purl::debian(need, packages.get(need)?, os)));
+            let part = Part {
+                purl: Some(purl.clone()),
+                sha256: Some(info.sha256),
+                file: info.path.rsplit('/').next().map(str::to_owned),
+                supplier: Some("Debian"),
+                source: Some(format!("built from the Debian source package {source} {version}")),
+                facts: vec![("debian:source", source), ("debian:source-version", version)],
+                needs: needs.collect(),
+                ..Part::new(Sort::Library, name, &info.version)
+            };
+            keys.push(self.add(purl, part));
+        }
+        Ok(keys)
+    }
+
+    fn component(&mut self, name: &str, component: &Component) -> String {
+        let mut part = Part {
+            description: component.description.clone(),
+            ..Part::new(Sort::Application, name, &component.version)
+        };
+        match &component.made {
+            Made::Recipe(recipe) => built(&mut part, recipe, &component.programs),
+            Made::Release(release) => {
+                part.sha256 = Some(release.sha256);
+                part.file = Some(release.file.clone());
+                part.download = release.urls.first().cloned();
+                part.source = Some("taken as upstream released it".to_owned());
+            }
+        }
+        let purl = purl::generic(&part);
+        part.purl = Some(purl.clone());
+        part.contains = self.programs(&format!("file:{name}"), &component.programs);
+        self.add(purl, part)
+    }
+
+    fn container(&mut self, name: &str, container: &Container) -> Result<String> {
+        let purl = purl::oci(container, self.manifest.arch.debian());
+        let mut part = Part {
+            description: container.description.clone(),
+            purl: Some(purl.clone()),
+            sha256: Some(container.digest),
+            file: container.file.rsplit('/').next().map(str::to_owned),
+            ..Part::new(Sort::Container, name, container.tag())
+        };
+        part.facts.push(("kiln:reference", container.reference.clone()));
+        part.facts.push(("kiln:archive", container.file.clone()));
+        match (&container.recipe, &container.image, &container.set) {
+            (Some(recipe), ..) => built(&mut part, recipe, &container.programs),
+            (None, Some(image), _) => part.source = Some(format!("taken from the registry as {image}")),
+            (None, None, Some(set)) => {
+                part.source = Some(format!("put together of packages of the tool set {set}"));
+            }
+            (None, None, None) => {}
+        }
+        part.contains = self.programs(&format!("file:{}", container.digest), &container.programs);
+        part.contains.extend(self.debian(&container.packages)?);
+        Ok(self.add(purl, part))
+    }
+
+    /// Programs, and the Go modules that they were linked of: all of it is in the same part.
+    fn programs(&mut self, place: &str, programs: &[Program]) -> BTreeSet<String> {
+        let mut contains = BTreeSet::new();
+        for program in programs {
+            let mut modules = BTreeSet::new();
+            if let Some(go) = &program.go {
+                modules.insert(self.go(go));
+                modules.extend(go.modules.iter().map(|module| self.module(module)));
+            }
+            contains.extend(modules.iter().cloned());
+            let part = Part {
+                sha256: Some(program.sha256),
+                file: Some(program.path.clone()),
+                needs: modules,
+                ..Part::new(Sort::File, &program.path, "")
+            };
+            contains.insert(self.add(format!("{place}:{}", program.path), part));
+        }
+        contains
+    }
+
+    fn module(&mut self, module: &Module) -> String {
+        let purl = purl::golang(&module.path, &module.version);
+        let mut part =
+            Part { purl: Some(purl.clone()), ..Part::new(Sort::Library, &module.path, &module.version) };
+        part.facts.extend(module.sum.iter().map(|sum| ("go:sum", sum.clone())));
+        part.facts.extend(module.replaces.iter().map(|path| ("go:replaces", path.clone())));
+        self.add(purl, part)
+    }
+
+    /// Go's own library, which is linked into every program.
+    fn go(&mut self, go: &Go) -> String {
+        let version = go.version.trim_start_matches("go");
+        let purl = purl::golang("stdlib", version);
+        let part = Part { purl: Some(purl.clone()), ..Part::new(Sort::Library, "stdlib", version) };
+        self.add(purl, part)
+    }
 }
 
-/// `pkg:deb/debian/libc6@2.41-12?arch=amd64&distro=trixie`.
-fn purl(name: &str, info: &PackageInfo, suite: &str) -> String {
-    let (name, version, arch) = (encoded(name), encoded(&info.version), encoded(&info.arch));
-    format!("pkg:deb/debian/{name}@{version}?arch={arch}&distro={}", encoded(suite))
+/// What a recipe says of the part that it built.
+fn built(part: &mut Part, recipe: &FromRecipe, programs: &[Program]) {
+    let mut source = format!("built from source by kiln's recipe {}", recipe.recipe);
+    if let Some(commit) = &recipe.commit {
+        source.push_str(&format!(", commit {commit}"));
+    }
+    part.source = Some(source);
+    part.commit.clone_from(&recipe.commit);
+    part.download = recipe.commit.as_ref().and_then(|commit| repository(commit, programs));
+    part.facts.push(("kiln:recipe", recipe.recipe.clone()));
+    part.facts.push(("kiln:recipe-outputs-sha256", recipe.outputs.to_string()));
+    if let Some(modules) = recipe.go_modules {
+        part.facts.push(("kiln:go-modules-sha256", modules.to_string()));
+    }
+    if let Some(set) = &recipe.source_set {
+        part.facts.push(("kiln:source-set", set.clone()));
+    }
+    // The list of its outputs has no file of its own, but the one program that it is has a digest.
+    if let ([program], None) = (programs, part.sha256) {
+        part.sha256 = Some(program.sha256);
+    }
 }
 
-/// Percent-encodes all but what purl leaves as it is. The colon stays too, as the specification says.
-fn encoded(text: &str) -> String {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~:".contains(&b);
-    let mut out = String::new();
-    for b in text.bytes() {
-        if plain(b) { out.push(char::from(b)) } else { out.push_str(&format!("%{b:02X}")) }
-    }
-    out
-}
-
-/// Debian writes `Source: openssl (3.5-1)`, without the parentheses if the version is the package's, and nothing at all if the name
-/// is too.
-fn source(name: &str, info: &PackageInfo) -> (String, String) {
-    if info.source.is_empty() {
-        return (name.to_owned(), info.version.clone());
-    }
-    match info.source.split_once(" (") {
-        Some((source, version)) => (source.to_owned(), version.trim_end_matches(')').to_owned()),
-        None => (info.source.clone(), info.version.clone()),
-    }
+/// Where the source is: of the modules of a program the one whose version ends with the commit (go.dev/ref/mod, pseudo-versions) tells the
+/// repository by its path.
+fn repository(commit: &str, programs: &[Program]) -> Option<String> {
+    let short = commit.get(..12)?;
+    let mut modules = programs.iter().flat_map(|program| &program.go).flat_map(|go| &go.modules);
+    let module = modules.find(|module| module.version.ends_with(&format!("-{short}")))?;
+    Some(format!("git+https://{}@{commit}", module.path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::built::tests::{package, sample};
-    use crate::digest::Digest;
-
-    #[test]
-    fn purls_are_encoded_and_sources_are_read_as_debian_writes_them() {
-        let mut info = package("1:4.2+dfsg-1~deb13u1", "", "");
-        assert_eq!(
-            purl("libstdc++6", &info, "trixie"),
-            "pkg:deb/debian/libstdc%2B%2B6@1:4.2%2Bdfsg-1~deb13u1?arch=amd64&distro=trixie"
-        );
-        assert_eq!(source("x", &info), ("x".into(), "1:4.2+dfsg-1~deb13u1".into()));
-        info.source = "gcc-14".to_owned();
-        assert_eq!(source("x", &info).0, "gcc-14");
-        info.source = "gcc-14 (14.2.0-19)".to_owned();
-        assert_eq!(source("x", &info), ("gcc-14".into(), "14.2.0-19".into()));
-    }
+    use crate::built::tests::sample;
 
     #[test]
     fn the_same_image_has_the_same_bill_and_another_disk_has_another() {
@@ -154,11 +335,51 @@ mod tests {
     }
 
     #[test]
-    fn a_package_in_root_and_initrd_is_one_component() {
+    fn a_package_in_root_and_initrd_is_one_part() {
         let mut manifest = sample().manifest;
         manifest.boot.insert("libc6".to_owned(), manifest.packages["libc6"].clone());
         let bill = Bill::new(&manifest, "x").unwrap();
-        assert_eq!(bill.components.iter().filter(|c| c.name == "libc6").count(), 1);
-        assert_eq!(bill.components.len(), 6);
+        assert_eq!(bill.parts.values().filter(|part| part.name == "libc6").count(), 1);
+        assert_eq!(bill.parts.values().filter(|part| part.supplier.is_some()).count(), 7);
+    }
+
+    #[test]
+    fn what_is_no_debian_package_has_parts_of_its_own_kind_one_in_the_other() {
+        let built = sample();
+        let bill = Bill::new(&built.manifest, "x").unwrap();
+        let find = |name: &str| bill.parts.iter().find(|(_, part)| part.name == name).unwrap();
+        let (k3s, part) = find("k3s");
+        assert!(bill.contains.contains(k3s));
+        assert_eq!(
+            part.download.as_deref(),
+            Some("git+https://github.com/k3s-io/k3s@ec165b106313a7906d04c4e5ba3913f893a43002")
+        );
+        for (name, sort) in [
+            ("/usr/bin/k3s", Sort::File),
+            ("github.com/k3s-io/k3s", Sort::Library),
+            ("golang.org/x/sys", Sort::Library),
+            ("stdlib", Sort::Library),
+        ] {
+            let (key, inner) = find(name);
+            assert_eq!(inner.sort, sort, "{name}");
+            assert!(part.contains.contains(key) && !bill.contains.contains(key), "{name}");
+        }
+        let (coredns, part) = find("coredns");
+        assert!(bill.contains.contains(coredns) && part.sort == Sort::Container);
+        // A Debian package that is in a container image alone is in the image by that alone.
+        let (tini, _) = find("tini");
+        assert!(part.contains.contains(tini) && !bill.contains.contains(tini));
+        let (sys, _) = find("golang.org/x/sys");
+        assert!(part.contains.contains(sys), "modules of several programs are one part");
+    }
+
+    #[test]
+    fn a_manifest_that_does_not_tell_kinds_is_refused_with_the_way_out() {
+        let mut manifest = sample().manifest;
+        manifest.schema = 1;
+        let error = write(&manifest, Format::Spdx).unwrap_err();
+        assert!(error.to_string().contains("older kiln"), "{error}");
+        let hints = crate::error::report(&error).hints;
+        assert_eq!(hints, ["run `kiln build --profile server --arch amd64`: it writes the manifest again"]);
     }
 }

@@ -130,6 +130,12 @@ pub struct Asked {
     pub kernel: String,
     /// Kernel feature to the first file that asks for it.
     pub features: BTreeMap<String, String>,
+    /// The file that chooses K3s' version; empty without K3s.
+    pub k3s: String,
+    /// Recipe of K3s and what it calls to the file that names it and the key there.
+    pub recipes: BTreeMap<String, (String, &'static str)>,
+    /// Container image to the file that has nodes bring it.
+    pub containers: BTreeMap<String, String>,
 }
 
 impl Asked {
@@ -145,6 +151,20 @@ impl Asked {
         }
         for feature in &layer.kernel.features {
             self.features.entry(feature.clone()).or_insert_with(|| file.to_owned());
+        }
+        let Some(k3s) = &layer.k3s else { return };
+        if k3s.version.is_some() {
+            self.k3s = file.to_owned();
+            // Another version is another program, with recipes of its own.
+            self.recipes.retain(|_, (_, key)| *key != "k3s.source");
+        }
+        for (key, names) in [("k3s.source", &k3s.source), ("k3s.recipes", &k3s.recipes)] {
+            for name in names {
+                self.recipes.entry(name.clone()).or_insert_with(|| (file.to_owned(), key));
+            }
+        }
+        for name in &k3s.containers {
+            self.containers.entry(name.clone()).or_insert_with(|| file.to_owned());
         }
     }
 }

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::debian::deb::{self, Limits, Node, Sink};
 use crate::digest::{Digest, Hashing};
 use crate::error::{Failure, Kind};
+use crate::inventory::Made;
 use crate::lock::LockedPackage;
 use crate::rootfs::elf::{self, Facts};
 use crate::store::{Miss, Outcome, StepKey, Store};
@@ -50,10 +51,23 @@ pub struct Info {
     pub scripts: Vec<String>,
 }
 
+/// What kind of thing a package is. Only a Debian package has a version, relations and a source package in Debian's sense.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PackageKind {
+    /// A .deb of the lock.
+    Debian,
+    /// Something that a recipe or upstream built.
+    Made(Made),
+    /// The archives of the container images that nodes bring.
+    Containers,
+}
+
 /// A package as the later stages see it.
 #[derive(Debug)]
 pub struct Unpacked {
-    /// What its control file says.
+    /// What it is.
+    pub kind: PackageKind,
+    /// What its control file says, or what stands for one.
     pub info: Info,
     /// Its files.
     pub tree: Tree,
@@ -139,15 +153,22 @@ pub fn unpack(store: &Store, package: &LockedPackage, threads: u32) -> Result<Un
             },
         )
         .with_context(|| format!("unpacking {}", package.name))?;
-    open(store, outcome)
+    open(store, outcome, PackageKind::Debian)
 }
 
 /// Takes a folder of files, which nobody changes any more, for a package: what a recipe built. `key` stands for its content; `needs` is
-/// kept in the store with it. Everything in it belongs to root, as in a package.
+/// kept in the store with it. Everything in it belongs to root, as in a package. `kind` is not stored: whoever takes the folder knows it.
 ///
 /// # Errors
 /// The folder holds what is neither file, folder nor link.
-pub fn folder(store: &Store, key: &StepKey, from: &Path, info: Info, needs: Vec<String>) -> Result<Unpacked> {
+pub fn folder(
+    store: &Store,
+    key: &StepKey,
+    from: &Path,
+    info: Info,
+    kind: PackageKind,
+    needs: Vec<String>,
+) -> Result<Unpacked> {
     let name = info.name.clone();
     let outcome = store
         .step(
@@ -165,7 +186,7 @@ pub fn folder(store: &Store, key: &StepKey, from: &Path, info: Info, needs: Vec<
             },
         )
         .with_context(|| format!("taking {name} for a package"))?;
-    open(store, outcome)
+    open(store, outcome, kind)
 }
 
 /// Adds everything in `from`/`below`, in the order of names.
@@ -201,7 +222,7 @@ fn add_folder(from: &Path, below: &str, pack: &mut PackWriter, tree: &mut Tree) 
     Ok(())
 }
 
-fn open(store: &Store, outcome: Outcome) -> Result<Unpacked> {
+fn open(store: &Store, outcome: Outcome, kind: PackageKind) -> Result<Unpacked> {
     let text = fs::read(outcome.dir.file("package.json"))?;
     let Stored { info, mut tree, facts } = serde_json::from_slice(&text).map_err(|e| {
         Failure::new(Kind::Store, format!("{} is damaged", outcome.dir.path().display()))
@@ -214,6 +235,7 @@ fn open(store: &Store, outcome: Outcome) -> Result<Unpacked> {
         entry.owner = owner.clone();
     }
     Ok(Unpacked {
+        kind,
         info,
         tree,
         facts,

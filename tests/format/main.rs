@@ -17,6 +17,7 @@ mod kernel;
 mod linux;
 mod seal;
 mod secrets;
+mod verbs;
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
