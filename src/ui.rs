@@ -143,15 +143,7 @@ impl Ui {
         let text = text.as_ref();
         // Names of files go to other programs as they are.
         let text = if io::stdout().is_terminal() { visible(text) } else { text.into() };
-        self.bars.suspend(|| {
-            Stdout.print(
-                format!(
-                    "{text}
-"
-                )
-                .as_bytes(),
-            )
-        });
+        self.bars.suspend(|| Stdout.print(format!("{text}\n").as_bytes()));
     }
 
     /// Raw bytes of a result (bill of materials, completion script, console), to stdout, as [`Ui::result`].

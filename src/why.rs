@@ -621,15 +621,31 @@ mod tests {
         let (project, built) = (project(), sample());
         let lines =
             |built: &Built, what: &str| why(&project, built, what).unwrap().unwrap().lines().join("\n");
-        insta::assert_snapshot!(lines(&built, "k3s"), @"");
-        insta::assert_snapshot!(lines(&built, "/usr/bin/kubectl"), @"");
+        insta::assert_snapshot!(lines(&built, "k3s"), @r"
+        server (amd64): k3s v1.33.3+k3s1, built from source
+          images/k3s.toml chooses in [k3s] the version v1.33.3+k3s1
+          images/k3s.toml names in `k3s.source` the recipe k3s
+          recipe images/recipes/k3s builds k3s of the commit ec165b106313a7906d04c4e5ba3913f893a43002 from Go modules with sha256 fbc6c1d4c3b6db8fb54278582eb1d965ed644e97509e130346ae130da5406cb3; its outputs have sha256 86bd33ebf64e01aaafb7dab419436ac025d04abd933bbbb124ddb25c30b59dd7
+          it has: /usr/bin/k3s (go1.24.4, 2 modules)
+        ");
+        insta::assert_snapshot!(lines(&built, "/usr/bin/kubectl"), @r"
+        server (amd64): /usr/bin/kubectl (link to k3s) is from k3s v1.33.3+k3s1, built from source
+          images/k3s.toml chooses in [k3s] the version v1.33.3+k3s1
+          images/k3s.toml names in `k3s.source` the recipe k3s
+          recipe images/recipes/k3s builds k3s of the commit ec165b106313a7906d04c4e5ba3913f893a43002 from Go modules with sha256 fbc6c1d4c3b6db8fb54278582eb1d965ed644e97509e130346ae130da5406cb3; its outputs have sha256 86bd33ebf64e01aaafb7dab419436ac025d04abd933bbbb124ddb25c30b59dd7
+        ");
         let mut released = sample();
         released.manifest.components.get_mut("k3s").unwrap().made = Made::Release(FromRelease {
             file: "k3s".to_owned(),
             sha256: Digest::of(b"release"),
             urls: vec!["https://example.org/k3s".to_owned()],
         });
-        insta::assert_snapshot!(lines(&released, "k3s"), @"");
+        insta::assert_snapshot!(lines(&released, "k3s"), @r"
+        server (amd64): k3s v1.33.3+k3s1, upstream's release
+          images/k3s.toml chooses in [k3s] the version v1.33.3+k3s1
+          upstream released k3s from https://example.org/k3s, sha256 a4d451ec23463726f72c43d64c710968f6b602cd653b4de8adee1b556240a829
+          it has: /usr/bin/k3s (go1.24.4, 2 modules)
+        ");
         let text = serde_json::to_string(&why(&project, &built, "k3s").unwrap().unwrap()).unwrap();
         assert_eq!(serde_json::from_str::<Answer>(&text).unwrap().parts[0].kind, PartKind::Recipe);
     }
@@ -638,7 +654,15 @@ mod tests {
     fn container_images_and_modules_are_found_by_name_reference_archive_and_path() {
         let (project, built) = (project(), sample());
         let lines = |what: &str| why(&project, &built, what).unwrap().unwrap().lines().join("\n");
-        insta::assert_snapshot!(lines("coredns"), @"");
+        insta::assert_snapshot!(lines("coredns"), @r"
+        server (amd64): coredns 1.12.1, a container image
+          images/k3s.toml has nodes bring by `k3s.containers` coredns
+          images/containers/coredns.toml takes packages of the tool set container-coredns
+          images/containers/coredns.toml takes the outputs of the recipe coredns
+          recipe images/recipes/coredns builds them from Go modules with sha256 fbc6c1d4c3b6db8fb54278582eb1d965ed644e97509e130346ae130da5406cb3; its outputs have sha256 8a32e516d7415be524a7fcec482ad2918f2b6ef2a7f4cb8e2e232b361436b20b
+          /usr/share/kiln/containers/coredns-1089b7fe6081.tar is kiln.invalid/coredns:1.12.1 with the manifest sha256:8a32e516d7415be524a7fcec482ad2918f2b6ef2a7f4cb8e2e232b361436b20b
+          it has: /coredns (go1.24.4, 2 modules), tini 0.19-1
+        ");
         for same in ["kiln.invalid/coredns:1.12.1", "kiln.invalid/coredns", "k3s-containers"] {
             assert_eq!(lines(same), lines("coredns"), "{same}");
         }
@@ -646,8 +670,16 @@ mod tests {
         assert!(archive.contains("is the container image coredns 1.12.1\n"), "{archive}");
         let folder = lines("/usr/share/kiln/containers");
         assert!(folder.contains("is made for k3s-containers"), "{folder}");
-        insta::assert_snapshot!(lines("golang.org/x/sys"), @"");
-        insta::assert_snapshot!(lines("tini"), @"");
+        insta::assert_snapshot!(lines("golang.org/x/sys"), @r"
+        server (amd64): golang.org/x/sys v0.23.0, a Go module
+          k3s: /usr/bin/k3s is linked with golang.org/x/sys v0.23.0
+          container image coredns: /coredns is linked with golang.org/x/sys v0.23.0
+        ");
+        insta::assert_snapshot!(lines("tini"), @r"
+        server (amd64): tini 0.19-1, a Debian package
+          images/containers/coredns.toml takes with the tool set container-coredns of images/tools.toml tini
+          in the container images: coredns
+        ");
         assert_eq!(unknown(std::slice::from_ref(&built), "corends").hints(), ["did you mean `coredns`?"]);
         assert_eq!(unknown(&[built], "k3").hints(), ["did you mean `k3s`?"]);
     }

@@ -8,7 +8,7 @@ const PUBLIC: &str =
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILe1Wpjme+Bad9jFbOt/iAvwYmbBinj+ARsSGtOMdGwQ me@home";
 
 /// A project as `kiln init` writes it, with the cluster of the README.
-pub(crate) fn homelab() -> Env {
+pub(super) fn homelab() -> Env {
     let env = Env::new();
     env.kiln(&["init", env.project().to_str().unwrap()]).ok();
     let readme = fs_err::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();

@@ -104,7 +104,8 @@ fn an_error_of_the_verb_keeps_its_code_and_both_are_told() {
 fn a_stdout_that_cannot_be_written_to_at_all_is_an_error() {
     let env = homelab();
     for args in [&["--version"][..], &["cluster", "show"], &["dev", "schema", "layer"]] {
-        let run = to(&env, args, File::open("/dev/null").unwrap().into());
+        let read_only = fs_err::File::open("/dev/null").unwrap().into_file();
+        let run = to(&env, args, read_only.into());
         assert_eq!(run.code, 6, "{args:?}: {}", run.text());
         assert!(run.stderr.contains("Bad file descriptor"), "{args:?}: {}", run.text());
     }

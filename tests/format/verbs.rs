@@ -336,7 +336,7 @@ fn every_verb_that_looks_answers_in_words_and_json_and_says_when_nobody_can_read
         &["kernel", "check", "--profile", "server"],
         &["kernel", "check", "--profile", "agent"],
         &["kernel", "diff", "server", &agent],
-        &["kernel", "diff", &server, "linux-vm"],
+        &["kernel", "diff", &server, "agent"],
         &["container", "list"],
         &["container", "show", &archive],
         &["store", "why", &object],

@@ -90,7 +90,7 @@ fn a_release_goes_into_the_image_by_its_digest_and_is_fetched_once() {
         program,
         Digest::of(format!("#!/bin/sh\n# of the release {VERSION}\n").as_bytes()).to_string()
     );
-    assert_eq!(manifest.packages["k3s"].version, VERSION);
+    assert_eq!(manifest.components["k3s"].version, VERSION);
     let asked = mirror.asked("k3s").len();
     let run = build(&lab, &["--no-fallback", "--check"]).ok();
     assert!(run.stderr.contains("Unchanged") && run.stderr.contains("Reproduced"), "{}", run.text());
