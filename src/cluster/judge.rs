@@ -67,7 +67,8 @@ fn token(bytes: &[u8]) -> Result<(), String> {
     };
     // Without `::`, all of it is user and password.
     let (hash, rest) = secure.split_once("::").unwrap_or(("", secure));
-    if !hash.is_empty() && !(hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit())) {
+    let digest = hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit());
+    if !hash.is_empty() && !digest {
         return refuse("between `K10` and `::` there are not the 64 hexadecimal digits of the CA's SHA-256");
     }
     if is_bootstrap(rest) {

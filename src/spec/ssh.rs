@@ -300,7 +300,7 @@ fn option(text: &str) -> Result<&str, String> {
     }
     if !VALUES.contains(&small.as_str()) {
         // A short word is named; anything else may be a part of a key.
-        let shown = (1..=24).contains(&name.len()).then(|| format!(" (`{name}`)")).unwrap_or_default();
+        let shown = if (1..=24).contains(&name.len()) { format!(" (`{name}`)") } else { String::new() };
         return Err(format!(
             "the line begins neither with a type of key nor with an option that sshd knows{shown}"
         ));

@@ -91,10 +91,10 @@ pub(super) fn secrets(
             // `readable` has said so of a file.
             Some(Found::Missing(_)) if matches!(secret, Secret::File(_)) => {}
             Some(Found::Missing(failure)) => {
-                tell(warnings.add(spot![TABLE, key], failure.to_string()), &failure)
+                tell(warnings.add(spot![TABLE, key], failure.to_string()), &failure);
             }
             Some(Found::Wrong(failure)) => {
-                tell(problems.add(spot![TABLE, key], failure.to_string()), &failure)
+                tell(problems.add(spot![TABLE, key], failure.to_string()), &failure);
             }
         }
         Some(secret)
