@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::arch::Arch;
+use crate::cluster::judge_credential;
 use crate::error::{Failure, Kind};
 use crate::pipeline::Target;
 use crate::qemu::accel::Accel;
@@ -190,6 +191,7 @@ fn credential(text: &str) -> Result<(String, Vec<u8>)> {
         Some(file) => fs::read(file).with_context(|| format!("reading the credential {name}"))?,
         None => value.as_bytes().to_vec(),
     };
+    judge_credential(name, &bytes)?;
     let bytes = if name == "ssh.authorized_keys.root" { authorized_keys(&bytes)? } else { bytes };
     Ok((name.to_owned(), bytes))
 }

@@ -5,7 +5,7 @@
 use super::secret::Value;
 use crate::error::{Failure, Kind};
 use crate::spec::cluster::Secret;
-use crate::spec::registries;
+use crate::spec::{registries, yaml};
 
 /// Judges the secret `key` from `secret`.
 ///
@@ -32,6 +32,51 @@ pub(super) fn judge(key: &str, secret: &Secret, value: &Value) -> Result<(), Fai
         _ => return Ok(()),
     };
     Err(Failure::new(Kind::Input, format!("the secret `{key}` from {secret} {why}")).hint(hint))
+}
+
+/// Judges a credential that a person gives a node by its name, such as `k3s.config` (`kiln run --credential`). One that kiln knows
+/// nothing of is left to its reader.
+///
+/// # Errors
+/// [`Kind::Input`], naming the credential, the reason and the remedy.
+pub fn credential(name: &str, bytes: &[u8]) -> Result<(), Failure> {
+    // Files end with a line end, which readers on the node leave out.
+    let word = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    let (why, hint) = match name {
+        "k3s.config" => match config(bytes) {
+            Ok(()) => return Ok(()),
+            Err(problem) => (
+                format!("is not a configuration of K3s: {problem}"),
+                "write one setting a line, such as `node-name: rack-1` (docs.k3s.io/installation/configuration)",
+            ),
+        },
+        "k3s.registries" => match registries::check(bytes) {
+            Ok(()) => return Ok(()),
+            Err(problem) => (
+                format!("is not a registries.yaml of K3s: {problem}"),
+                "docs.k3s.io/installation/private-registry has its keys and an example",
+            ),
+        },
+        "k3s.token" => match token(word) {
+            Ok(()) => return Ok(()),
+            Err(why) => (why, "`kiln token new` makes one"),
+        },
+        "passwd.hashed-password.root" => match hash(word) {
+            Ok(()) => return Ok(()),
+            Err(why) => (why, "`mkpasswd` makes one: one line that begins with $y$ or $6$"),
+        },
+        _ => return Ok(()),
+    };
+    Err(Failure::new(Kind::Input, format!("the credential {name} {why}")).hint(hint))
+}
+
+/// Whether `bytes` are keys with values; their meaning is judged on the node, by the program k3s-config.
+fn config(bytes: &[u8]) -> Result<(), yaml::Problem> {
+    let root = yaml::read(bytes)?;
+    match root.value {
+        yaml::Value::Null | yaml::Value::Map(_) => Ok(()),
+        _ => Err(root.problem("it has no keys")),
+    }
 }
 
 /// Whether `bytes` may be the token of a cluster, by which servers and agents join (docs.k3s.io/cli/token; `parseToken` of K3s'
@@ -205,6 +250,32 @@ mod tests {
         ] {
             let why = said("token", bad.as_bytes()).unwrap_or_else(|| panic!("{bad} is taken"));
             assert!(why.contains(part) && !why.contains("sesame"), "{bad:?}: {why}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_judged_by_their_names() {
+        for (name, good) in [
+            ("k3s.config", "server: https://10.0.0.1:6443 # the NUC\r\n"),
+            ("k3s.config", r#"{"server": "https://10.0.0.1:6443"}"#),
+            ("k3s.config", ""),
+            ("k3s.token", "open-sesame\n"),
+            ("network.network.50-lan", "[Match]\n"),
+        ] {
+            credential(name, good.as_bytes()).unwrap();
+        }
+        for (name, bad, part) in [
+            ("k3s.config", "server: https://10.0.0.1\n\ttoken: sesame\n", "a tab"),
+            ("k3s.config", "- sesame\n", "it has no keys"),
+            ("k3s.config", "server: a\nserver: sesame\n", "line 2"),
+            ("k3s.registries", "mirror: {}\n", "line 1"),
+            ("k3s.token", "TOKEN=sesame", "name and `=`"),
+            ("passwd.hashed-password.root", "sesame", "must begin with $"),
+        ] {
+            let failure = credential(name, bad.as_bytes()).unwrap_err();
+            let text = failure.to_string();
+            assert!(text.contains(name) && text.contains(part) && !text.contains("sesame"), "{text}");
+            assert_eq!(failure.hints().len(), 1);
         }
     }
 

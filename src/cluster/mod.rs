@@ -19,3 +19,4 @@ pub mod secret;
 pub mod token;
 
 pub use self::credentials::{Credential, credentials, plain};
+pub use self::judge::credential as judge_credential;
