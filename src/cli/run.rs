@@ -113,7 +113,7 @@ struct Report<'a> {
 }
 
 pub(super) fn run(context: &Context, args: &Args) -> Result<()> {
-    // Before the image is looked for: a mistake in a word is told first.
+    // Before the image is looked for: a mistake in an argument is reported first.
     let credentials = args.credentials.iter().map(|c| credential(c)).collect::<Result<Vec<_>>>()?;
     let (project, locked) = context.locked()?;
     let store = context.store()?;

@@ -87,7 +87,7 @@ pub(super) fn parse(text: &str, location: &Url, left_out: &mut Vec<LeftOut>) -> 
             left_out.push(LeftOut::new(at, format!("{url}: {why}")));
             continue;
         }
-        // As strtoul reads it: what is no number is 0.
+        // As strtoul reads it: anything but a number is 0.
         let priority = tags.iter().rev().find(|(name, _)| name == "priority");
         let priority = priority.map_or(u64::MAX, |(_, value)| value.parse().unwrap_or(0));
         entries.push(Entry { url, at, priority, tags });
@@ -111,7 +111,7 @@ mod tests {
     /// The example of apt-transport-mirror(1).
     const LIST: &str = "# a comment\n\nfile:/srv/local/debian/mirror/\tpriority:1 type:index\r\n\
         http://partial.example.org/mirror/\tpriority:2 arch:amd64 arch:all type:deb\n\
-        http://ftp.us.debian.org/debian/\ttype:deb\nhttps://deb.debian.org/debian/\n\
+        http://us.example.org/debian/\ttype:deb\nhttps://main.example.org/debian/\n\
         ftp://old.example.org/debian\nhttp://x.example.org/debian priority:1\nmirror+http://x.example.org/list\n";
 
     fn asked(list: &str, location: &str, kind: For, arch: &str) -> Vec<String> {
@@ -127,8 +127,8 @@ mod tests {
         let (local, partial, us, deb) = (
             "file:/srv/local/debian/mirror",
             "http://partial.example.org/mirror",
-            "http://ftp.us.debian.org/debian",
-            "https://deb.debian.org/debian",
+            "http://us.example.org/debian",
+            "https://main.example.org/debian",
         );
         assert_eq!(of(For::Index, "amd64"), [local, deb]);
         assert_eq!(of(For::Package, "amd64"), [partial, us, deb]);

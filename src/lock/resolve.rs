@@ -134,7 +134,7 @@ impl Metadata {
         }
         let text = format!("a package was left out since its entry cannot be used: {}", said.join("; "));
         Failure::new(Kind::Input, text)
-            .hint("whoever runs that archive has to mend its index; another mirror or an older state may be good")
+            .hint("the owner of that archive has to fix its index; another mirror or an older state may be good")
             .because(error)
             .into()
     }

@@ -273,7 +273,7 @@ fn readable(folder: &Path) -> Result<(), String> {
     let at = folder.display().to_string().escape_debug().to_string();
     let meta = fs::metadata(folder).map_err(|e| format!("{at}: {}", e.kind()))?;
     if !meta.is_dir() {
-        return Err(format!("{at} is no folder"));
+        return Err(format!("{at} is not a folder"));
     }
     // Root's sandbox is a user whom nobody knows.
     if rustix::process::geteuid().is_root() && meta.permissions().mode() & 0o005 != 0o005 {

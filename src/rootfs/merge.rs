@@ -77,7 +77,7 @@ impl MergeError {
                 let listed: Vec<&String> = paths.iter().take(SHOWN).collect();
                 let more = if paths.len() > SHOWN { ", and so on: globs are allowed" } else { "" };
                 failure.hint(format!(
-                    "if nobody needs these files: `paths = {listed:?}`{more} below `[drop]` in {file} leaves those of both packages out; `[files]` may bring another"
+                    "if these files are not needed: `paths = {listed:?}`{more} below `[drop]` in {file} leaves those of both packages out; `[files]` may bring another"
                 ))
             }
         };

@@ -77,7 +77,7 @@ pub fn is_private(text: &str) -> bool {
 pub fn private() -> Refusal {
     Refusal {
         line: 1,
-        why: "this is the private half of a key, which belongs to nobody else".to_owned(),
+        why: "this is the private half of a key, which must stay with its owner".to_owned(),
         hint: "give the public half: the file beside it that ends in .pub, or what `ssh-keygen -y -f FILE` prints"
             .to_owned(),
     }

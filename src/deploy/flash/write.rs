@@ -230,7 +230,7 @@ impl Work<'_> {
                 "it became read-only: switch its write protection off (the lock of a card, `blockdev --setrw`) and run the same command, or take another disk"
             }
             _ => {
-                "it does not boot as it is now; plug it in anew and run the same command, which resumes, or take another disk"
+                "it does not boot as it is now; plug it in again and run the same command, which resumes, or take another disk"
             }
         };
         failure.hint(hint).because(error)

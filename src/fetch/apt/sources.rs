@@ -136,7 +136,7 @@ impl Found<'_> {
         }
         if suite.ends_with('/') {
             return self
-                .leave(at, format!("{url} {shown}: an exact path is no archive with suites of Debian"));
+                .leave(at, format!("{url} {shown}: an exact path is not a Debian archive with suites"));
         }
         let Some(archive) = archive_of(&suite) else {
             return self.leave(at, format!("{url} {shown}: not a suite of Debian itself"));
@@ -216,7 +216,7 @@ impl Found<'_> {
             return self.leave(at, format!("`Enabled: {}`", crate::ui::plain(field("enabled"))));
         }
         if let Some(unknown) = types.iter().find(|t| !matches!(t.as_str(), "deb" | "deb-src")) {
-            return self.malformed(at, format!("`{}` is no type of source", crate::ui::plain(unknown)));
+            return self.malformed(at, format!("`{}` is not a source type", crate::ui::plain(unknown)));
         }
         if !types.iter().any(|t| t == "deb") {
             return self.leave(at, "it is for source packages only");
@@ -258,7 +258,7 @@ impl Found<'_> {
                 }
                 Some(("deb-src", _)) => self.leave(&at, "it is for source packages only"),
                 Some((other, _)) => {
-                    self.malformed(&at, format!("`{}` is no type of source", crate::ui::plain(other)));
+                    self.malformed(&at, format!("`{}` is not a source type", crate::ui::plain(other)));
                 }
                 None => self.malformed(&at, "a line must be `deb URI suite component`"),
             }

@@ -83,7 +83,7 @@ fn what_is_left_out_is_said_with_its_line() {
             "f:2: `Enabled: off`",
             "f:8: ftp://***@a/d trixie: kiln does not fetch by `ftp`",
             "f:13: http://a/d nodistro: not a suite of Debian itself",
-            "f:18: http://a/d deb/: an exact path is no archive with suites of Debian",
+            "f:18: http://a/d deb/: an exact path is not a Debian archive with suites",
             "! f:22: the entry has no `Types`",
         ]
     );

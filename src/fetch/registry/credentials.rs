@@ -191,7 +191,7 @@ impl Keychain {
         };
         self.files.push(shown.to_owned());
         // Serde's error would quote the text.
-        let none = |_| refuse("this is no file of credentials");
+        let none = |_| refuse("this is not a credentials file");
         let file = if bytes.trim_ascii().is_empty() {
             File::default()
         } else if old {
@@ -297,7 +297,7 @@ fn credential(auth: &Auth) -> Result<Option<Credential>, String> {
     if let Some(text) = full(&auth.auth) {
         let pair = decode(&text).and_then(|bytes| String::from_utf8(bytes).ok());
         let pair = pair.as_deref().and_then(|pair| pair.split_once(':'));
-        let (user, password) = pair.ok_or("`auth` is no base64 of user:password")?;
+        let (user, password) = pair.ok_or("`auth` is not the base64 of user:password")?;
         let password = password.trim_end_matches('\0').to_owned();
         return Ok(Some(Credential::Password { user: user.to_owned(), password }));
     }

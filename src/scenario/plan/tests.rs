@@ -138,7 +138,7 @@ fn the_shipped_scenarios_take_no_longer_than_people_wait_for() {
     insta::assert_snapshot!(estimates.join("\n"), @r#"
     smoke: TCG, 2 cores: about 100 seconds with 2 boots and 9 steps
     three-node: TCG, 2 cores: about 27 minutes with 6 boots and 25 steps
-    join: TCG, 2 cores: about 17 minutes with 7 boots and 18 steps
+    join: TCG, 2 cores: about 10 minutes with 8 boots and 19 steps
     k3s-faults: TCG, 2 cores: about 21 minutes with 7 boots and 20 steps
     cilium: TCG, 2 cores: about 11 minutes with 2 boots and 13 steps
     networks: TCG, 2 cores: about 6 minutes with 6 boots and 27 steps

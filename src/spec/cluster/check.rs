@@ -253,10 +253,10 @@ fn endpoint(shape: &File, servers: &[&Node], problems: &mut Problems<'_>) -> Opt
             text.strip_prefix("https://").unwrap_or_default().split(['/', ':']).next().unwrap_or_default();
         let why = match host.parse::<Host>() {
             Ok(Host::Name(name)) => format!(
-                "`{}` is no endpoint of K3s: `{name}` is a host name, and nodes join by the address of a server",
+                "`{}` is not an endpoint of K3s: `{name}` is a host name, and nodes join by the address of a server",
                 text.escape_debug()
             ),
-            _ => format!("`{}` is no endpoint of K3s", text.escape_debug()),
+            _ => format!("`{}` is not an endpoint of K3s", text.escape_debug()),
         };
         problems
             .add(spot!["endpoint"], why)

@@ -33,7 +33,7 @@ pub(super) fn labels(name: &str, file: &NodeFile, problems: &mut Problems<'_>) {
     for (key, text) in &file.labels {
         let here = || spot!["node", name, "labels", Part::Name(key.clone())];
         if let Err(why) = qualified(key) {
-            problems.add(here(), format!("`{}` is no key of a label: {why}", key.escape_debug()));
+            problems.add(here(), format!("`{}` is not a label key: {why}", key.escape_debug()));
         } else if !own_label(key) {
             problems
                 .add(here(), format!("a node may not give itself the label `{key}`: the API server refuses it"))
@@ -42,7 +42,7 @@ pub(super) fn labels(name: &str, file: &NodeFile, problems: &mut Problems<'_>) {
         if !text.is_empty() && !word(text) {
             problems.add(
                 spot!["node", name, "labels", key.as_str()],
-                format!("`{}` is no value of a label: {WORD}", text.escape_debug()),
+                format!("`{}` is not a label value: {WORD}", text.escape_debug()),
             );
         }
     }
@@ -98,10 +98,9 @@ pub(super) fn taints(name: &str, file: &NodeFile, problems: &mut Problems<'_>) {
         let (key, effect) = match taint(text) {
             Ok(parts) => parts,
             Err(why) => {
-                problems.add(here(), format!("`{}` is no taint: {why}", text.escape_debug())).hint(format!(
-                    "write KEY=VALUE:EFFECT or KEY:EFFECT; effects are {}",
-                    EFFECTS.join(", ")
-                ));
+                problems.add(here(), format!("`{}` is not a taint: {why}", text.escape_debug())).hint(
+                    format!("write KEY=VALUE:EFFECT or KEY:EFFECT; effects are {}", EFFECTS.join(", ")),
+                );
                 continue;
             }
         };
@@ -130,11 +129,11 @@ fn taint(text: &str) -> Result<(&str, &str), String> {
     let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
     if !EFFECTS.contains(&effect) {
         let near = crate::spec::nearest(effect, EFFECTS).map(|near| format!(", did you mean `{near}`?"));
-        return Err(format!("`{}` is no effect{}", effect.escape_debug(), near.unwrap_or_default()));
+        return Err(format!("`{}` is not an effect{}", effect.escape_debug(), near.unwrap_or_default()));
     }
-    qualified(key).map_err(|why| format!("its key is none: {why}"))?;
+    qualified(key).map_err(|why| format!("its key is invalid: {why}"))?;
     if !value.is_empty() && !word(value) {
-        return Err(format!("its value is none: {WORD}"));
+        return Err(format!("its value is invalid: {WORD}"));
     }
     Ok((key, effect))
 }
