@@ -37,7 +37,9 @@ pub(super) fn tree(work: &Work<'_>, name: &str, spec: &ContainerSpec, arch: Arch
         packages.push(output(work, recipe, arch)?);
     }
     let mut tree = lay(&packages, spec)?;
+    refuse_unmatched(&tree, "keep", &spec.keep)?;
     keep(&mut tree, spec)?;
+    refuse_unmatched(&tree, "privileges", &spec.privileges)?;
     strip(&mut tree, spec)?;
     for folder in MERGED {
         let target = format!("usr/{folder}");
@@ -68,7 +70,8 @@ fn lay(packages: &[Unpacked], spec: &ContainerSpec) -> Result<Tree> {
         .map_err(|error| error.asked_in(place))?)
 }
 
-/// What of the packages in `spec` does not keep its owner, set-id bits or capabilities: each path with what it loses.
+/// What of the packages in `spec` does not keep its owner, set-id bits or capabilities: each path with what it loses. Outputs of its
+/// recipe belong to root already; they may be gone from the store, and globs that only fit these are no mistake here.
 ///
 /// # Errors
 /// Packages that cannot be unpacked or do not fit together.
@@ -82,15 +85,6 @@ pub(super) fn stripped(work: &Work<'_>, spec: &ContainerSpec, arch: Arch) -> Res
 /// what in a container is the pod's word, so an image has such files only where somebody asked for them.
 fn strip(tree: &mut Tree, spec: &ContainerSpec) -> Result<Vec<String>> {
     let kept = merge::globs(&spec.privileges)?;
-    for pattern in &spec.privileges {
-        let one = merge::globs(std::slice::from_ref(pattern))?;
-        if !tree.iter().any(|(path, _)| one.is_match(format!("/{path}"))) {
-            let text = format!("`privileges`: nothing of the packages that stays is `{pattern}`");
-            return Err(Failure::new(Kind::Input, text)
-                .hint("paths are those of a merged system, /usr/bin and not /bin; `keep` must name it, too")
-                .into());
-        }
-    }
     let mut lost = Vec::new();
     for (path, entry) in tree.iter_mut() {
         if kept.is_match(format!("/{path}")) {
@@ -138,21 +132,28 @@ fn output(work: &Work<'_>, name: &str, arch: Arch) -> Result<Unpacked> {
     unpack::folder(work.store, &key, &built.out(), info, kind, vec![work.store.relative(built.dir.path())])
 }
 
+/// Refuses a glob below `key` that nothing in `tree` fits.
+fn refuse_unmatched(tree: &Tree, key: &str, patterns: &[String]) -> Result<()> {
+    for pattern in patterns {
+        let one = merge::globs(std::slice::from_ref(pattern))?;
+        if !tree.iter().any(|(path, _)| one.is_match(format!("/{path}"))) {
+            let text = format!("`{key}`: nothing of the packages is `{pattern}`");
+            let mut failure = Failure::new(Kind::Input, text).hint(
+                "a package may have moved it: paths are those of a merged system, /usr/bin and not /bin",
+            );
+            if key == "privileges" {
+                failure = failure.hint("`keep` must name it, too, where there is one");
+            }
+            return Err(failure.into());
+        }
+    }
+    Ok(())
+}
+
 /// Leaves what `keep` names, and the folders above it.
 fn keep(tree: &mut Tree, spec: &ContainerSpec) -> Result<()> {
     if spec.keep.is_empty() {
         return Ok(());
-    }
-    for pattern in &spec.keep {
-        let one = merge::globs(std::slice::from_ref(pattern))?;
-        if !tree.iter().any(|(path, _)| one.is_match(format!("/{path}"))) {
-            let text = format!("`keep`: nothing of the packages is `{pattern}`");
-            return Err(Failure::new(Kind::Input, text)
-                .hint(
-                    "a package may have moved it: paths are those of a merged system, /usr/bin and not /bin",
-                )
-                .into());
-        }
     }
     let globs = merge::globs(&spec.keep)?;
     let mut kept: BTreeSet<String> = BTreeSet::new();
@@ -275,7 +276,7 @@ mod tests {
 
     #[test]
     fn privileges_for_what_is_not_there_are_a_mistake() {
-        let error = strip(&mut sample(), &spec(&["/bin/su"])).unwrap_err();
+        let error = refuse_unmatched(&sample(), "privileges", &spec(&["/bin/su"]).privileges).unwrap_err();
         assert!(error.to_string().contains("`/bin/su`"), "{error}");
     }
 }
