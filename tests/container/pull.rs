@@ -201,7 +201,7 @@ fn a_password_opens_a_closed_registry_and_a_wrong_one_is_said_and_never_shown() 
     };
     with(env.path("nowhere")).fails(1, &["cannot be read", "KILN_REGISTRY_AUTH names it"]);
     env.write("auth.json", "{\"auths\": {\"x\": 5}} hush");
-    let run = with(env.path("auth.json")).fails(1, &["no file of credentials", "Docker's form"]);
+    let run = with(env.path("auth.json")).fails(1, &["not a credentials file", "Docker's form"]);
     assert!(!run.text().contains("hush"), "{}", run.text());
     password(&env, &registry.host, PASSWORD);
     with(env.path("home/.docker/config.json")).ok();

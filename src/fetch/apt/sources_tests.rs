@@ -128,7 +128,7 @@ fn one_line_entries_are_read_as_apt_reads_them() {
         ("deb http://a/d ./ main", "! f:1: the exact path `./` has no components"),
         ("deb http://a/d", "! f:1: it names no suite"),
         ("deb", "! f:1: a line must be"),
-        ("rpm http://a/d trixie main", "! f:1: `rpm` is no type"),
+        ("rpm http://a/d trixie main", "! f:1: `rpm` is not a source type"),
         ("deb [arch=amd64 http://a/d trixie main", "! f:1: an option is not"),
         ("deb [arch] http://a/d trixie main", "! f:1: an option is not"),
         ("deb [arch=amd64", "! f:1: its options do not end"),

@@ -212,12 +212,12 @@ mod tests {
         for (text, part) in [
             ("a=b", "no effect"),
             ("a=b:noschedule", "did you mean `NoSchedule`?"),
-            ("a=b:", "no effect"),
+            ("a=b:", "not an effect"),
             ("a=b=c:NoSchedule", "its value"),
             ("a:b:NoSchedule", "its key"),
             (":NoSchedule", "its key"),
             ("a=-:NoSchedule", "its value"),
-            ("a=b:NoSchedule-", "no effect"),
+            ("a=b:NoSchedule-", "not an effect"),
         ] {
             assert!(taint(text).unwrap_err().contains(part), "{text}: {:?}", taint(text));
         }
