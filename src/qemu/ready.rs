@@ -24,7 +24,7 @@
 //! of it waits for its next start, since such a service has not failed. So a service that was started again has to stay up for
 //! 30 seconds first; one that was started once is taken as it is, and delays nothing. A unit that failed ends the boot at once.
 //!
-//! Each boot of a machine reports anew. Besides, the script takes an order: `poweroff` ([`power_off`]), so that ending in order
+//! Each boot of a machine reports again. Besides, the script takes an order: `poweroff` ([`power_off`]), so that ending in order
 //! needs neither logind nor a power button's driver in the image, or `timeline` ([`timeline`]), which costs the guest some
 //! seconds when it is emulated and so is no part of the report.
 //!

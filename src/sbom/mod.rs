@@ -53,7 +53,7 @@ enum Sort {
 struct Part {
     sort: Sort,
     name: String,
-    /// Empty if nobody says.
+    /// Empty if it is not known.
     version: String,
     description: String,
     /// Package URL (github.com/package-url/purl-spec).

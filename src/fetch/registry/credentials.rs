@@ -249,7 +249,7 @@ impl Keychain {
         trouble.map_or(Ok(None), Err)
     }
 
-    /// Who was asked, for people: programs and files. Nothing if there is no file.
+    /// The programs and files that were asked, as text for messages; empty if there are none.
     pub(super) fn asked(&self) -> Option<String> {
         let helpers = self.sources.iter().filter_map(|source| match source {
             Source::Helper(helper) => Some(helper.shown()),
